@@ -272,7 +272,8 @@ def make_room_for_request(tx: Tx, project: int, worker: int) -> None:
 
     Refuses (503) it where each network has one, and one more of a worker that has very many.
     """
-    if tx.one("SELECT COUNT(*) FROM worker_access WHERE worker = ? AND request", (worker,))[0] >= MOST_REQUESTS:
+    own = "SELECT COUNT(*) FROM worker_access WHERE worker = ? AND request AND requested > 0"  # not by others for it
+    if tx.one(own, (worker,))[0] >= MOST_REQUESTS:
         problem = f"you wait for an answer of {MOST_REQUESTS} projects already, which is as many as a worker may"
         raise TrackerError("unavailable", problem, "project")
     waiting = "SELECT COUNT(*) FROM worker_access WHERE project = ? AND request"

@@ -69,8 +69,9 @@ class Sent:
 
         An answer that does not count (the form was refused, or a question comes first) is nobody else's.
         """
-        if (before := self.answers.get(key)) and (answer := await asyncio.shield(before)) is not None:
-            return answer, True
+        while before := self.answers.get(key):  # of several that wait for one that did not count, one is the next
+            if (answer := await asyncio.shield(before)) is not None:
+                return answer, True
         done: asyncio.Future[Answer | None] = asyncio.get_running_loop().create_future()
         self.answers.keep(key, done)
         answer = None

@@ -32,7 +32,7 @@ import failures
 import shapes
 import tracker
 from callers import ALL_ROLES, EDIT, LOGIN, PROJECT, Caller, logged_in, needs
-from errors import TrackerError, convert, encode, refuse_nul
+from errors import TrackerError, convert, encode, refuse_many_parts, refuse_nul
 from lines import MOST_LINE_BYTES, numbered_lines
 from shapes import INT64_MAX
 from tracker import Call, Native, Reply, takes
@@ -41,6 +41,7 @@ from writer import Tx
 FORMAT = 1
 EVERY_ROLE = "A manager with every role in the project."
 HASHES = 1000  # of closed tasks in one line, and 20 lines in one read
+MOST_CLOSED = 10**15  # tasks: it goes on being counted here, with those of all projects, and an INTEGER must hold that
 MOST_ALIKE = 10  # workers of one name for whom access is asked
 TASK_COLUMNS = (
     "id, job, priority, recipe, retries, max_retries, max_assign_time, verification_count, hash64, lost_leases,"
@@ -68,7 +69,7 @@ class Project(Record):
 
     settings: dict[str, Any]
     chain: str | None = None  # the name of the project that its closed tasks are submitted to
-    closed_task_count: shapes.Id = 0
+    closed_task_count: Annotated[int, Meta(ge=0, le=MOST_CLOSED)] = 0
     secret: Annotated[str, Meta(max_length=100_000)] | None = None
     webhook_secret: shapes.ShortText | None = None
     left_out: dict[str, int] = {}
@@ -101,12 +102,12 @@ class Task(Record):
     recipe: Annotated[str, Meta(min_length=1, max_length=shapes.MOST_TEXT)]
     state: Literal["waiting", "failed", "delayed"] = "waiting"
     priority: shapes.Int16 = 0
-    retries: shapes.Id = 0
+    retries: shapes.Natural = 0
     max_retries: shapes.Natural16 = 0
     max_assign_time: shapes.Natural = 0
     verification_count: shapes.Natural16 = 0
     hash64: shapes.Int64 | None = None
-    lost_leases: shapes.Id = 0
+    lost_leases: shapes.Natural = 0
     not_before: Annotated[float, Meta(ge=0, le=1e12)] | None = None
     reason: Annotated[str, Meta(max_length=failures.MOST_REASON)] | None = (
         None  # of its last failure, and when that was
@@ -357,7 +358,10 @@ def records(source: BinaryIO, most: int) -> Iterator[tuple[int, Record]]:
             problem = f"longer than {MOST_LINE_BYTES >> 20} MiB" if line is None else "stands behind the end"
             raise TrackerError("invalid", f"line {number} {problem}", "file")
         try:
+            refuse_many_parts(line)
             record = RECORDS.decode(line)
+        except TrackerError as error:
+            raise TrackerError(error.code, f"line {number} has {error.problem}", "file") from None
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             problem = f"line {number} is none of an exported project: {error}"
             raise TrackerError("invalid", problem[:300], "file") from None
@@ -401,11 +405,13 @@ def pieces(sized: Iterator[tuple[int, Record]], project: int, counts: Counter[st
                 numbers = (record.priority, record.max_retries, record.max_assign_time, record.verification_count)
                 tasks.append([project, record.recipe, *numbers, record.hash64, due, state, *record.past])
                 size += length
+                counts["weight"] += budgets.task_weight(record.recipe, record.verification_count)
             case Access():
                 access.append(record)
             case Template():
                 yield encode({"template": checked_template(record), "had_key": record.had_key})
             case Hashes():
+                counts["weight"] += budgets.HASH_SIZE * len(record.hashes)
                 yield encode({"hashes": record.hashes})
         if len(tasks) == tracker.BULK_TASKS or size >= tracker.PIECE_BYTES:
             yield encode(tasks)
@@ -433,14 +439,19 @@ def checked_template(record: Template) -> dict[str, Any]:
 
 
 def find_import(tx: Tx, caller: Caller, token: str) -> tuple[sqlite3.Row | None, bool]:
-    """The import that the manager has sent with this token before, and whether a large file of its own is read."""
+    """The import that the manager has sent with this token before; else whether a large file of its own is read.
+
+    What was accepted is answered as the first time, though there may be no room for another one by now.
+    """
     manager = logged_in(caller)
-    tx.limits.check_disk()
     sent = "SELECT * FROM operation WHERE kind = 'import_project' AND manager = ? AND token = ?"
     row = tx.one(sent, (manager.id, token)) if token else None
     if row and not row["accepted"]:
         raise TrackerError("unavailable", "the import with this token is still being read; try again later", "token")
-    return row, budgets.trusts(tx, manager)
+    if row:
+        return row, False
+    tx.limits.check_disk()
+    return None, budgets.trusts(tx, manager)
 
 
 def settings_of(tx: Tx, caller: Caller, project: Project, name: str) -> dict[str, Any]:
@@ -459,6 +470,7 @@ def begin_import(tx: Tx, caller: Caller, project: Project, query: ImportQuery) -
 
     What it stages counts for the budget of projects that no admin trusts, if it is to be one.
     """
+    refuse_nul(query)
     trusted = budgets.trusts(tx, logged_in(caller))
     fields = settings_of(tx, caller, project, query.name)
     other = tx.one("SELECT trusted FROM project WHERE name = ?", (fields["name"],))
@@ -479,8 +491,10 @@ def next_project(tx: Tx) -> int:
     return 1
 
 
-def hold(tx: Tx, operation: int, size: int) -> None:
+def hold(tx: Tx, operation: int, size: int, weight: int = 0) -> None:
     """So many bytes more of an import count for the budget of projects that nobody trusts. 503 when it is full.
+
+    And so when it has no room for what becomes of all that has come (`weight`), which may be much more.
 
     A trigger gives back what an import held that was not accepted.
     """
@@ -488,7 +502,7 @@ def hold(tx: Tx, operation: int, size: int) -> None:
     coming = msgspec.json.decode(wanted, type=Coming)
     if coming.trusted:
         return
-    budgets.check_room(tx, size)
+    budgets.check_room(tx, max(size, budgets.PROJECT_SIZE + weight - coming.size))
     coming.size += size
     tx.execute("UPDATE operation SET wanted = ? WHERE id = ?", (encode(coming).decode(), operation))
     tx.execute("UPDATE budget SET used = used + ? WHERE name = 'projects'", (size,))
@@ -497,10 +511,10 @@ def hold(tx: Tx, operation: int, size: int) -> None:
 PIECE_WEIGHT = 12_000  # besides its bytes: schema.sql counts the same
 
 
-def add_pieces(tx: Tx, operation: int, first: int, some: list[bytes]) -> None:
-    """Stages some pieces, the first of which has this number."""
+def add_pieces(tx: Tx, operation: int, first: int, some: list[bytes], weight: int) -> None:
+    """Stages some pieces, the first of which has this number. With those before they will weigh so much."""
     tx.limits.check_disk()
-    hold(tx, operation, sum(PIECE_WEIGHT + len(piece) for piece in some))
+    hold(tx, operation, sum(PIECE_WEIGHT + len(piece) for piece in some), weight)
     for number, piece in enumerate(some, first):
         tracker.add_bulk_piece(tx, operation, number, piece)
 
@@ -556,7 +570,7 @@ def step(tx: Tx, operation: dict[str, Any]) -> tuple[int, int | None]:
         keep_hashes(tx, piece["hashes"], operation["project"])
     if "access" in piece:
         request_access(tx, convert(piece["access"], list[Access]), operation["project"])
-    if "template" in piece:
+    if "template" in piece and row["trusted"] is not None:  # else the project was deleted
         make_template(tx, piece["template"], operation["project"])
     return 0, row["number"]
 
@@ -602,7 +616,7 @@ def request_access(tx: Tx, access: list[Access], project: int) -> None:
     """Asks for what workers of these names had: there it is for a manager to grant, as a name proves nothing.
 
     Of many with one name for some, those seen last; not for more than may wait for an answer. Who is not here yet asks
-    by itself.
+    by itself. None of it counts among the requests that a worker has made: else who imports could keep it from asking.
     """
     found = tx.all(
         "SELECT id, alias FROM (SELECT id, alias, row_number() OVER (PARTITION BY alias ORDER BY last_seen DESC, id)"
@@ -617,15 +631,15 @@ def request_access(tx: Tx, access: list[Access], project: int) -> None:
         for worker in workers.get(one.alias, ()) if one.assign or one.submit else ():
             if waiting >= tx.settings.max_access_requests:
                 return
-            ask = "INSERT INTO worker_access VALUES (?, ?, ?, ?, 1, '', ?) ON CONFLICT DO NOTHING"
-            waiting += tx.execute(ask, (project, worker, one.assign, one.submit, tx.time)).rowcount
+            ask = "INSERT INTO worker_access VALUES (?, ?, ?, ?, 1, '', 0) ON CONFLICT DO NOTHING"
+            waiting += tx.execute(ask, (project, worker, one.assign, one.submit)).rowcount
 
 
 def make_template(tx: Tx, given: dict[str, Any], project: int) -> None:
     """Makes a template. Where another one is triggered by its name already, no program can trigger this one by it."""
     body = convert({**given, "project": project}, shapes.TemplateBody)
     try:
-        tracker.insert_template(tx, body)
+        tracker.insert_template(tx, body, promised=True)
     except TrackerError as error:
         if error.field == "api":
             return make_template(tx, {**given, "api": False}, project)
@@ -661,8 +675,17 @@ async def import_project(call: Call) -> Reply:
     if found is not None:
         return Reply({"project": found["project"], "operation": found["id"]})
     most = most_bytes(call.tracker, trusted)
-    async with call.spooled(most >> 10) as file:
-        project, operation, _ = await imported(call.tracker, session, file, query, most)
+    try:
+        async with call.spooled(most >> 10) as file:
+            project, operation, _ = await imported(call.tracker, session, file, query, most)
+    except TrackerError as error:
+        if error.code != "conflict" or not query.token:
+            raise
+        # The first call with this token may have gone on while this one came: then the name is its own.
+        found, _ = await call.tracker.db.read(tracker.as_caller, find_import, session, query.token)
+        if found is None:
+            raise
+        project, operation = found["project"], found["id"]
     return Reply({"project": project, "operation": operation})
 
 
@@ -685,7 +708,7 @@ async def imported(
         staging = pieces(lines, number, counts)
         first = 1
         while some := await asyncio.to_thread(tracker.take_pieces, staging):
-            await running.db.write(add_pieces, operation, first, some, long=True)
+            await running.db.write(add_pieces, operation, first, some, counts["weight"], long=True)
             first += len(some)
         accepted = (operation, project, query.name, counts["tasks"])
         await write(accept_import, session, *accepted)

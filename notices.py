@@ -22,6 +22,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import msgspec
 from msgspec import Meta
 
+import budgets
 import webhooks
 from counts import COUNTED
 from errors import TrackerError
@@ -106,6 +107,9 @@ def set_hook(tx: Tx, project: int, body: HookBody) -> None:
     if body.kind == "command":
         if not tx.settings.notice_command:
             raise TrackerError("invalid", "The tracker has no command for notices (setting notice_command)", "kind")
+        if not budgets.is_trusted(tx, project):  # anybody may make a project, and have much happen in it
+            problem = "The tracker's command is for projects that a tracker admin trusts; one can mark yours as trusted"
+            raise TrackerError("forbidden", problem, "kind")
         body.url = ""
     elif body.url:
         try:
@@ -232,12 +236,16 @@ class Notice(NamedTuple):
 
 
 def due_notices(tx: Tx, most: int) -> list[Notice]:
-    """Notices whose time has come, of each project the oldest one: a receiver gets them in their order."""
+    """Notices whose time has come, of each project the oldest one: a receiver gets them in their order.
+
+    Those of projects that an admin trusts come first, and to the operator's command go no others.
+    """
     rows = tx.all(
         "SELECT n.id, n.token, n.project, p.name, n.event, n.text, n.made, n.attempts, h.url, h.kind"
         " FROM notice_hook h JOIN project p ON p.id = h.project"
         " JOIN notice n ON n.id = (SELECT MIN(id) FROM notice WHERE project = h.project)"
-        " WHERE n.next_uptime <= ? ORDER BY n.next_uptime, n.id LIMIT ?",
+        " WHERE n.next_uptime <= ? AND (p.trusted OR h.kind <> 'command')"
+        " ORDER BY p.trusted DESC, n.next_uptime, n.id LIMIT ?",
         (tx.uptime, most),
     )
     return [Notice(*row) for row in rows]

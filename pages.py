@@ -1015,6 +1015,8 @@ def hook_of(tx: Tx, caller: Caller, project: sqlite3.Row) -> tuple[int, str, sql
     hook = notices.find_hook(tx, project["id"])
     if hook is None:
         raise TrackerError("invalid", "Say first where notices go, and save that")
+    if hook["kind"] == "command" and not project["trusted"]:
+        raise TrackerError("forbidden", "The tracker's command is for projects that a tracker admin trusts")
     return project["id"], project["name"], hook
 
 
@@ -2017,6 +2019,7 @@ def entering(enter: Callable, form: type, says: str) -> Handler:
 
 def kept_fields(text: str) -> dict[str, list[str]]:
     """What was typed before a login, as its page has kept it."""
+    errors.refuse_many_parts(text.encode())  # it comes from anybody
     return errors.decode(text.encode(), dict[str, list[str]]) if text else {}
 
 

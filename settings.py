@@ -236,8 +236,8 @@ class Settings(shapes.Shape, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     ] = ()
     notice_command: Annotated[
         tuple[str, ...],
-        'A program and its arguments, such as ["/usr/local/bin/tell-us"], to which projects may have their notices'
-        " given instead of a URL: as JSON on standard input. Empty: none.",
+        'A program and its arguments, such as ["/usr/local/bin/tell-us"], to which projects that an admin trusts may'
+        " have their notices given instead of a URL: as JSON on standard input. Empty: none.",
     ] = ()
     max_wait: Annotated[shapes.Seconds, "The longest ?wait= for a task that is honoured, in seconds."] = 60
     max_count: Annotated[shapes.Count, "The most tasks that one ?count= or one bulk release may take."] = 1000

@@ -2237,10 +2237,10 @@ def create_template(tx: Tx, caller: Caller, body: shapes.TemplateBody) -> shapes
     return template_shown(tx, row, secret=row["secret"])
 
 
-def insert_template(tx: Tx, body: shapes.TemplateBody) -> sqlite3.Row:
+def insert_template(tx: Tx, body: shapes.TemplateBody, promised: bool = False) -> sqlite3.Row:
     """Stores a new template, whoever wants it. Refuses what checked_template refuses."""
     check_room(tx, "template", body.project)
-    fields = {"project": body.project, **checked_template(tx, None, body, body.project)}
+    fields = {"project": body.project, **checked_template(tx, None, body, body.project, promised)}
     fields |= {"token": new_token(), "secret": secrets.token_hex(32), "created": tx.time}
     return tx.insert("template", fields)
 
@@ -2270,10 +2270,16 @@ def save_template(tx: Tx, old: sqlite3.Row, body: shapes.TemplateBody) -> sqlite
     return tx.one(f"UPDATE template SET {changes} WHERE id = :id RETURNING *", {"id": old["id"], **fields})
 
 
-def checked_template(tx: Tx, old: sqlite3.Row | None, body: shapes.TemplateBody, project: int) -> dict[str, Any]:
-    """The columns of a new or changed template of the project, or the reason why it is refused."""
-    tx.limits.check_disk()
-    budgets.check_room_in(tx, project, len(encode(body)))
+def checked_template(
+    tx: Tx, old: sqlite3.Row | None, body: shapes.TemplateBody, project: int, promised: bool = False
+) -> dict[str, Any]:
+    """The columns of a new or changed template of the project, or the reason why it is refused.
+
+    `promised`: it was accepted before, when there was room for it.
+    """
+    if not promised:
+        tx.limits.check_disk()
+        budgets.check_room_in(tx, project, len(encode(body)))
     given = {name: value for name, value in msgspec.structs.asdict(body).items() if value is not UNSET}
     given.pop("project", None)
     for name in given.keys() & {"variables", "arguments", "env"}:

@@ -78,8 +78,7 @@ OTHERS = {
     "delete_by_form", "delete_project", "delete_worker",
     "export_by_form", "export_project", "get_secret", "handler", "import_by_form", "import_project", "log_out_page",
     "logout", "reset_project", "retry_job", "retry_on_page", "run_template", "submit_as_manager", "submit_lines",
-    "test_hook",
-    "trigger_template", "trigger_workflow",
+    "test_hook", "trigger_template", "trigger_workflow",
 }  # fmt: skip
 
 

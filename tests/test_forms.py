@@ -1,5 +1,6 @@
 """A form that is sent twice is carried out once, and what is shown once is shown by a page that may be loaded again."""
 
+import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -92,3 +93,27 @@ def test_what_is_kept_ends_with_its_time_and_is_bounded() -> None:
     assert (kept.take(b"3"), kept.take(b"3")) == (3, None)
     now[0] = 11
     assert kept.get(b"4") is None and not kept.kept
+
+
+def test_of_several_that_wait_for_one_that_did_not_count_one_is_carried_out() -> None:
+    async def send() -> int:
+        sent, done = forms.Sent(), []
+
+        async def act() -> str:
+            done.append("one")
+            await asyncio.sleep(0.01)
+            return "done" if len(done) > 1 else "refused"
+
+        answers = [sent.once(b"key", act, lambda answer: answer == "done") for _ in range(4)]
+        await asyncio.wait_for(asyncio.gather(*answers), 30)
+        return len(done)
+
+    assert asyncio.run(send()) == 2
+
+
+def test_what_was_typed_before_a_login_is_none_of_very_many_parts(site: Site) -> None:
+    """Anybody may send it."""
+    fields = dict(Tab(site.guest).open("/ui/login").form("/ui/login").fields)
+    many = "{" + ",".join(f'"{number}":[]' for number in range(100_000)) + "}"
+    fields |= {"kept": many, "username": "admin", "password": "password"}
+    assert site.guest.post("/ui/login", data=fields).status_code == 413

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 import sqlite3
+import threading
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from test_budgets import check_budgets
 from test_pages import Tab
 from test_worker import free_port, tracker_process
 
+import budgets
 import moving
 import tracker
 
@@ -191,6 +193,16 @@ def test_tasks_keep_what_they_have_been_through(site: Site, other: Site) -> None
     assert other.read(reasons) == [("failed", "HTTP 404 of page 17", 1), ("retried", "", 1)]
 
 
+def test_access_that_an_import_asks_for_keeps_no_worker_from_asking_itself(site: Site) -> None:
+    """Whoever knows its name may import as many projects as there is room for."""
+    stranger, worker = site.create_manager(), Worker(site.url, "well known")
+    asks = {"type": "access", "alias": "well known", "assign": True, "submit": True}
+    for number in range(budgets.MOST_REQUESTS):
+        imported(stranger, sealed(HEADER, BARE, asks), name=f"trap {number}")
+    assert len(site.read("SELECT 1 FROM worker_access WHERE request")) == budgets.MOST_REQUESTS
+    assert worker.request_access(site.admin.create_project()).status_code == 200
+
+
 def test_access_is_asked_for_again_by_name(site: Site, other: Site) -> None:
     project = site.admin.create_project()
     site.create_worker(project, "known", submit=False)
@@ -275,10 +287,34 @@ WRONG = {
     "a NUL": sealed(HEADER, BARE, {**TASK, "recipe": "a\0b"}),
     "a large number": sealed(HEADER, BARE, {**TASK, "hash64": 2**64}),
     "a priority": sealed(HEADER, BARE, {**TASK, "priority": 2**15}),
+    "more closed tasks than can be counted on": sealed(HEADER, {**BARE, "closed_task_count": 2**63 - 1}),
+    "more attempts than can be counted on": sealed(HEADER, BARE, {**TASK, "retries": 2**63 - 1}),
+    "more lost leases than can be counted on": sealed(HEADER, BARE, {**TASK, "lost_leases": 2**63 - 1}),
     "a bad template": sealed(HEADER, BARE, {"type": "template", "template": {"name": " "}}),
     "deeply nested": sealed(HEADER, BARE).replace(b'"bare"', b"[" * 100_000 + b"]" * 100_000),
     "gzip that is cut": gzip.compress(sealed(HEADER, BARE))[:-20],
 }
+
+
+MANY = [[]] * 200_000
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {**BARE, "settings": {"name": "x", "more": MANY}},
+        {**BARE, "left_out": {str(number): 1 for number in range(200_000)}},
+        {"type": "template", "template": {"name": "x", "variables": MANY}},
+    ],
+    ids=["settings", "left out", "template"],
+)
+def test_what_would_become_very_many_objects_is_refused_before_it_does(site: Site, line: dict[str, Any]) -> None:
+    """A file of a few KiB, packed, would hold everybody up for seconds, and take much memory."""
+    lines = [line] if line["type"] == "project" else [BARE, line]
+    answer = send(site.admin, gzip.compress(sealed(HEADER, *lines)))
+    assert (answer.status_code, answer.json()["field"]) == (413, "file"), answer.text
+    assert "lists, objects and names" in answer.json()["message"]
+    check_file(site)
 
 
 @pytest.mark.parametrize("kind", WRONG)
@@ -296,11 +332,93 @@ def test_a_file_that_is_as_it_should_be_is_taken(site: Site) -> None:
     assert imported(site.admin, sealed(HEADER, BARE, TASK, {"type": "hashes", "hashes": [1, 2]}))
 
 
+@pytest.mark.parametrize(
+    "lines",
+    [[{**TASK, "verification_count": 30_000}] * 4, [{"type": "hashes", "hashes": list(range(10_000))}] * 15],
+    ids=["verifications", "hashes"],
+)
+def test_what_nobody_trusts_has_room_for_what_becomes_of_the_file(
+    make_site: Callable[..., Site], lines: list[dict[str, Any]]
+) -> None:
+    """Which may be much more than the file itself: there would be no room for anybody else then."""
+    site = make_site(max_untrusted_projects=11)
+    answer = send(site.create_manager(), sealed(HEADER, BARE, *lines))
+    assert answer.status_code == 503 and "trusts" in answer.text
+    check_file(site)
+    assert imported(site.admin, sealed(HEADER, BARE, *lines))
+
+
+def test_templates_come_though_the_project_is_archived_meanwhile(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of an import that was accepted comes, as do those where there is no room on the disk any more."""
+    go_on = threading.Event()
+    step = tracker.STEPS["import_project"]
+    monkeypatch.setitem(tracker.STEPS, "import_project", lambda *args: step(*args) if go_on.is_set() else (0, 0))
+    template = {"type": "template", "template": {"name": "build", "script": "x"}}
+    answer = send(site.admin, sealed(HEADER, BARE, template, TASK)).json()["content"]
+    assert site.admin.update_project(answer["project"], archived=True).status_code == 200
+    go_on.set()
+    wait_until(lambda: site.read("SELECT 1 FROM operation WHERE finished IS NOT NULL"))
+    assert site.read("SELECT name FROM template") == [("build",)]
+    check_file(site)
+
+
+def test_nothing_is_left_of_a_project_that_is_deleted_while_it_comes(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = threading.Event()
+    step = tracker.STEPS["import_project"]
+    monkeypatch.setitem(tracker.STEPS, "import_project", lambda *args: step(*args) if go_on.is_set() else (0, 0))
+    template = {"type": "template", "template": {"name": "build", "script": "x"}}
+    failed = {**TASK, "recipe": "b", "state": "failed", "reason": "why"}
+    file = sealed(HEADER, BARE, template, {"type": "hashes", "hashes": [1]}, TASK, failed)
+    answer = send(site.create_manager(), file).json()["content"]
+    assert site.admin.post(f"/project/delete/{answer['project']}", {"name": "bare"}).status_code == 200
+    go_on.set()
+    wait_until(lambda: not site.read("SELECT 1 FROM operation WHERE finished IS NULL"))
+    for table in ("task", "template", "kept_hash", "failure", "cause"):
+        assert site.read(f"SELECT * FROM {table}") == [], table
+    check_file(site)
+
+
+@pytest.mark.parametrize("field", ["name", "token"])
+def test_no_name_has_a_nul_character(site: Site, field: str) -> None:
+    """Such a project could be exported, and imported nowhere."""
+    answer = send(site.admin, sealed(HEADER, BARE), **{field: "a\0b"})
+    assert (answer.status_code, answer.json()["field"]) == (400, field)
+    assert site.read("SELECT name FROM project") == []
+    check_file(site)
+
+
 def test_a_repeated_import_is_answered_as_the_first_time(site: Site) -> None:
     file = sealed(HEADER, BARE, TASK)
     first = send(site.admin, file, token="once").json()
     assert send(site.admin, file, token="once").json() == first
     assert len(site.read("SELECT id FROM project")) == 1
+
+
+def test_a_repeated_import_is_answered_though_there_is_no_room_for_another_one(make_site: Callable[..., Site]) -> None:
+    site, file = make_site(max_untrusted_projects=6), sealed(HEADER, BARE, TASK)
+    manager = site.create_manager()
+    first = send(manager, file, token="once").json()
+    assert send(manager, file, token="another").status_code == 503
+    assert send(manager, file, token="once").json() == first
+
+
+def test_an_import_that_comes_again_while_the_first_is_read_is_answered_as_that(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client had no answer, and the file of its first call was still on its way."""
+    file, find = sealed(HEADER, BARE, TASK), moving.find_import
+    first = send(site.admin, file, token="once").json()
+
+    def find_before(*args: Any) -> tuple[None, bool]:
+        monkeypatch.setattr(moving, "find_import", find)
+        return None, True
+
+    monkeypatch.setattr(moving, "find_import", find_before)
+    assert send(site.admin, file, token="once").json() == first
+    monkeypatch.setattr(moving, "find_import", find_before)
+    assert send(site.admin, file, token="another").status_code == 409
 
 
 def test_what_was_staged_and_not_accepted_is_gone_at_the_next_start(

@@ -356,6 +356,23 @@ def test_a_command_is_for_those_alone_who_run_the_tracker(told: Site) -> None:
     assert answer.status_code == 400 and "notice_command" in answer.text
 
 
+def test_strangers_do_not_set_off_the_command_of_the_operator(make_site: Callable[..., Site], tmp_path: Path) -> None:
+    """It may write mails, and anybody may make a project in which something begins and ends all the time."""
+    script = "import sys; open(sys.argv[1], 'w').write(sys.stdin.read())"
+    site = make_site(notice_command=(sys.executable, "-c", script, str(tmp_path / "told")))
+    stranger = site.create_manager()
+    project = stranger.create_project()
+    path = f"/ui/projects/{project}/notices"
+    site.admin.set_role(project, stranger, tracker.ALL_ROLES)
+    answer = form(site, path, url="", kind="command", failing_share="50", stalled_minutes="30")
+    assert answer.status_code == 403 and "trusts" in answer.text
+    assert "this tracker</option>" not in stranger.http.get(f"/ui/projects/{project}/edit").text
+    assert not site.read("SELECT * FROM notice_hook")
+    site.admin.post(f"/project/trust/{project}")
+    hook(site, project, "", "command")
+    assert "The test was taken." in form(site, f"{path}/test").text
+
+
 @pytest.mark.parametrize(
     ("command", "said"),
     [
