@@ -795,7 +795,7 @@ class Host:
     next_turn: float = 0  # after the pause that follows a page
     busy_until: float = 0  # then whoever asks it now has given it up, or was killed; 0: nobody does
     asked: float = 0  # when it was asked last
-    asker: int = 0  # the process that did
+    asker: int = 0  # who did, by a number of their own
     booked: float = 0  # until when its turns are spoken for
     rests_until: float = 0
     refusals: int = 0  # the last ones in a row, none for an answer between
@@ -833,6 +833,7 @@ class Hosts:
     def __init__(self, file: Path, rate: float = 0, timeout: float = 10, pause: Callable[[float], None] = time.sleep):
         """rate: most pages per second from one host, 0: no limit. timeout: seconds that a page takes at most."""
         self.pause, self.gap, self.timeout = pause, 1 / rate if rate else 0, timeout
+        self.asker = int.from_bytes(os.urandom(6), "big")
         try:
             self.db = sqlite3.connect(file, timeout=60, isolation_level=None)
             self.db.execute("PRAGMA journal_mode = WAL")
@@ -881,12 +882,15 @@ class Hosts:
         """Seconds between two pages."""
         return max(self.gap, host.delay, host.slow)
 
-    def take_turn(self, name: str, has_booked: bool = False) -> float:
-        """0.0: nobody else asks the host until leave(). Else the seconds until its turn may come, which is booked."""
+    def take_turn(self, name: str, has_booked: bool = False, seconds: float = 0) -> float:
+        """0.0: nobody else asks the host until leave(), or for so many seconds (0: that a page takes at most).
+
+        Else the seconds until its turn may come, which is booked.
+        """
 
         def take(host: Host, now: float) -> float:
             if max(host.next_turn, host.busy_until, host.rests_until) <= now:
-                host.asked, host.asker, host.busy_until = now, os.getpid(), now + self.timeout + 5
+                host.asked, host.asker, host.busy_until = now, self.asker, now + (seconds or self.timeout) + 5
                 return 0.0
             free = max(host.next_turn, now + 0.01)
             if host.busy_until > now:
@@ -903,9 +907,11 @@ class Hosts:
         """The host has been asked: others may, after a pause."""
 
         def leave(host: Host, now: float) -> None:
-            seconds = max(0.0, now - host.asked)
-            host.next_turn, host.busy_until = now + self.gap_of(host), 0
-            host.pages, host.seconds = host.pages + 1, host.seconds + seconds
+            host.next_turn, host.pages = now + self.gap_of(host), host.pages + 1
+            if host.asker != self.asker:  # ours has ended, and it is another's turn
+                return
+            seconds, host.busy_until = max(0.0, now - host.asked), 0
+            host.seconds += seconds
             host.pace += (seconds - host.pace) * (0.2 if host.pages > 1 else 1)
 
         self.with_host(name, leave)
@@ -1418,7 +1424,7 @@ class Worker:
             if self.hosts.rest(host) and self.is_given_up(host):
                 return self.give_up(url, found_on, depth)
             if self.robots_of(url) is None:
-                self.take_turn(host)
+                self.take_turn(host, ROBOTS_TIMEOUT)
                 try:
                     self.learn_robots(url)
                 except RobotsAway as trouble:
@@ -1441,15 +1447,18 @@ class Worker:
         self.record(page)
         return page
 
-    def take_turn(self, host: str) -> None:
-        """Wait until the host may be asked. PutOff when that is long: a worker that waits could ask another one."""
+    def take_turn(self, host: str, seconds: float = 0) -> None:
+        """Wait until the host may be asked, for so many seconds (0: that a page takes at most).
+
+        PutOff when that is long: a worker that waits could ask another one.
+        """
         ends = time.monotonic() + PATIENCE * min(1, self.crawl.workers / max(1, len(self.rules)))
-        due = self.hosts.take_turn(host)
+        due = self.hosts.take_turn(host, seconds=seconds)
         while due:
             if time.monotonic() + due > ends:
                 raise PutOff(due, f"others wait for {host}, too")
             self.wait(due)
-            due = self.hosts.take_turn(host, has_booked=True)
+            due = self.hosts.take_turn(host, has_booked=True, seconds=seconds)
         self.turn = host
 
     def leave(self) -> None:

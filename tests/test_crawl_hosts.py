@@ -335,6 +335,36 @@ def test_a_host_that_is_asked_is_asked_by_nobody_else(tmp_path: Path) -> None:
         assert two.take_turn("a") == 0
 
 
+def test_who_comes_back_late_does_not_end_the_turn_of_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [1e9]
+    monkeypatch.setattr(crawl.time, "time", lambda: clock[0])
+    with contextlib.closing(crawl.Hosts(tmp_path / "h")) as one, contextlib.closing(crawl.Hosts(tmp_path / "h")) as two:
+        assert one.take_turn("a") == 0
+        clock[0] += one.timeout + 6
+        assert two.take_turn("a") == 0
+        one.leave("a")
+        assert one.take_turn("a") > 0
+        two.leave("a")
+        assert one.take_turn("a") == 0
+
+
+def test_nobody_asks_a_host_whose_robots_txt_is_being_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, turns = [1e9], []
+
+    def read(*_args: object) -> str:
+        clock[0] += crawl.ROBOTS_TIMEOUT
+        with contextlib.closing(one.crawl.hosts()) as another:
+            turns.append(another.take_turn("127.0.0.1"))
+        return ""
+
+    with serving({"/a": page("")}) as site, working(site.url, tmp_path) as one:
+        one.hosts.db.execute("DELETE FROM robots")
+        monkeypatch.setattr(crawl.time, "time", lambda: clock[0])
+        monkeypatch.setattr(crawl, "read_robots", read)
+        assert give(one, f"{site.url}a")["result"] == library.DONE
+    assert turns[0] > 0
+
+
 def test_turns_that_are_waited_for_are_a_pause_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(crawl.time, "time", lambda: 1e9)
     with contextlib.closing(crawl.Hosts(tmp_path / "h", rate=0.5)) as hosts:
