@@ -728,15 +728,16 @@ class _SitemapFinder:
     """A target of lxml's parser that keeps what <loc> says, directly in <url> and <sitemap>."""
 
     def __init__(self):
-        self.open, self.text, self.found = [], [], {"url": [], "sitemap": []}
+        self.open, self.text, self.length, self.found = [], [], 0, {"url": [], "sitemap": []}
 
     def start(self, tag: str, _attributes: dict) -> None:
         self.open.append(tag.rpartition("}")[2])
-        self.text = []
+        self.text, self.length = [], 0
 
     def data(self, text: str) -> None:
-        if self.open and self.open[-1] == "loc" and sum(map(len, self.text)) < LONGEST_URL:
+        if self.open and self.open[-1] == "loc" and self.length <= LONGEST_URL:
             self.text.append(text)
+            self.length += len(text)
 
     def end(self, _tag: str) -> None:
         if self.open.pop() == "loc" and self.open and self.open[-1] in self.found:
@@ -1323,6 +1324,16 @@ class Page:
         self.left_out[reason] = self.left_out.get(reason, 0) + 1
         self.passed_over.setdefault(reason, []).append(link[:LONGEST_URL])
 
+    def of_fair_length(self, links: Iterable[str]) -> list[str]:
+        """Those that are not too long. The others are left out."""
+        fair = []
+        for link in links:
+            if len(link) <= LONGEST_URL:
+                fair.append(link)
+            else:
+                self.leave_out("too long", link)
+        return fair
+
 
 class Logins(httpx.Auth):
     """Names and passwords by host: no other host gets them."""
@@ -1604,6 +1615,8 @@ class Worker:
         except httpx.HTTPError as error:
             is_away = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
             page.outcome, page.error = "refused" if is_away else "failed", f"{type(error).__name__} {error}".strip()
+        except httpx.InvalidURL as error:  # a seed, of more than 64 KiB
+            page.outcome, page.error, page.for_good, page.asked = "failed", f"InvalidURL {error}", True, False
         return page
 
     def find_original(self, page: Page) -> dict | None:
@@ -1614,12 +1627,16 @@ class Worker:
         return known if whole and (known["file"] or not self.keepers) else None
 
     async def get(self, page: Page) -> None:
-        """Fetch within one deadline for all: a site that sends a byte a second passes any bound on single reads."""
+        """Fetch within one deadline for all: a site that sends a byte a second passes any bound on single reads.
+
+        How long it takes to read what has come is not the site's fault.
+        """
         try:
             asked = as_it_is(page.url) | {"headers": conditions_of(self.original or {})}
             began = datetime.now(UTC)
             page.since = began.timestamp()
-            async with asyncio.timeout(self.crawl.timeout), self.http.stream("GET", **asked) as response:
+            self.deadline = asyncio.timeout(self.crawl.timeout)
+            async with self.deadline, self.http.stream("GET", **asked) as response:
                 address = address_of(response)  # while there is a connection
                 raw, body = await (self.read_sitemap if page.sitemap else self.read)(response, page)
                 self.exchange = Exchange(response, raw, body, began, address)
@@ -1634,7 +1651,7 @@ class Worker:
             self.take_over(page)
         elif response.has_redirect_location:
             target = normalise(response.headers.get_list("Location")[0], page.url)
-            page.links = [target] if target and len(target) <= LONGEST_URL else []
+            page.links = page.of_fair_length([target] if target else [])
             if not page.found_on and not any(map(self.crawl.covers, page.links)):
                 page.outcome, page.error = "broken", f"redirect out of the crawl's scope, to {target}, by"
         elif response.is_success:
@@ -1672,6 +1689,7 @@ class Worker:
         """The page's links, of its headers and, if it is HTML, its text."""
         robot = None if self.crawl.ignore_nofollow else self.crawl.user_agent
         found = [url for link in links_of_header(response) if (url := normalise(link, page.url))]
+        found = page.of_fair_length(found)
         if page.type in PAGE_TYPES:
             default = "utf-8" if page.type == "application/xhtml+xml" else "windows-1252"
             charset = charset_of(response)
@@ -1684,6 +1702,7 @@ class Worker:
 
     async def read_body(self, response: httpx.Response, page: Page) -> tuple[bytes, bytes]:
         raw = await read_raw(self.crawl.max_body + 1, response)
+        self.deadline.reschedule(None)
         body, page.truncated = decode_body(raw, response, self.crawl.max_body)
         if page.truncated:
             page.error = f"cut off after {self.crawl.max_body} bytes"
@@ -1695,12 +1714,13 @@ class Worker:
         page.status, page.type = response.status_code, type_of(response)
         if response.has_redirect_location:
             target = normalise(response.headers.get_list("Location")[0], page.url)
-            page.sitemaps, page.sitemap = [target] if target else [], page.sitemap - 1
+            page.sitemaps, page.sitemap = page.of_fair_length([target] if target else []), page.sitemap - 1
         elif response.is_success:
             raw = await read_raw(MOST_SITEMAP + 1, response)
+            self.deadline.reschedule(None)
             body, page.truncated = decode_body(raw, response, MOST_SITEMAP)
             page.size = len(body)
-            page.links, named = read_sitemap(body, page.url)
+            page.links, named = map(page.of_fair_length, read_sitemap(body, page.url))
             if page.sitemap < MOST_LEVELS:
                 page.sitemaps = [link for link in named if host_of(link) == host_of(page.url)]
             return raw, body

@@ -280,6 +280,35 @@ def test_a_sitemap_is_read(text: str, urls: list[str] | None, packed: bool) -> N
     assert sum(map(len, pages)) < 100 if urls is None else pages == urls
 
 
+def test_a_sitemap_of_one_long_url_of_many_pieces_is_read_in_linear_time() -> None:
+    urls = [f"http://h/{n}?{'&' * 4000}" for n in range(300)]
+    body = sitemap(*(url.replace("&", "&amp;") for url in urls)).encode()
+    began = time.process_time()
+    assert crawl.read_sitemap(body, "http://h/sitemap.xml")[0] == urls
+    assert time.process_time() - began < 5
+
+
+LONG = "x" * 5000
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        answer(sitemap("/a", f"/{LONG}")),
+        answer(sitemap("/a").replace("/a ", f"/a </loc></url><url><loc>/{'x&amp;' * 4000}y")),
+        answer(f"http://h/a\nhttp://h/{LONG}\n"),
+        answer("", f"Location: /{LONG}", status=301),
+        answer(sitemap(f"/{LONG}", root="sitemapindex", each="sitemap")),
+    ],
+    ids=["a page", "in pieces", "a line", "a redirect", "a sitemap"],
+)
+def test_a_url_that_is_too_long_is_left_out_of_a_sitemap(sent: list[bytes], tmp_path: Path) -> None:
+    with serving({"/a": sent}) as site, working(site.url, tmp_path) as one:
+        found = one.fetch(f"{site.url}a", "", sitemap=1)
+    assert found.left_out == {"too long": 1}
+    assert all(len(url) < 100 for url in found.links + found.sitemaps)
+
+
 def test_a_crawl_begins_at_a_sitemap_and_those_that_it_names(tmp_path: Path) -> None:
     with serving({}) as site, tracker.serving() as server:
         url = site.url
