@@ -149,6 +149,7 @@ MOST_CODINGS, DECODED_AT_ONCE = 3, 4096  # of one body; bytes
 MOST_HOPS = 6  # requests for a robots.txt that is elsewhere: after that there is none
 MOST_ROBOTS = 2**19  # bytes of it that are read
 LONGEST_URL = 4096  # characters; longer links are mistakes or traps
+MOST_REDIRECTS = 20  # in a row
 MOST_REPEATED = 3  # times that a path may have the same segment
 MOST_SEGMENTS = 50  # of a path
 RETRY_DELAY = 2  # seconds for which a page rests after it has failed, twice as long each time
@@ -707,14 +708,18 @@ class Scope:
         return ""
 
 
-def submit(tracker: Tracker, crawl: Crawl, urls: Iterable[str], found_on: str, depth: int, sitemap: int = 0) -> None:
+def submit(
+    tracker: Tracker, crawl: Crawl, urls: Iterable[str], found_on: str, depth: int, sitemap: int = 0, hops: int = 0
+) -> None:
     """Store the URLs as tasks; the tracker skips those that this project has seen before.
 
-    What is nearer to a seed comes first. sitemap: the URLs are not of pages, but of sitemaps of this level.
+    What is nearer to a seed comes first. sitemap: the URLs are not of pages, but of sitemaps of this level. hops: the
+    redirects in a row that have led to them.
     """
     tasks = []
     for url in urls:
         recipe = {"url": url, "found_on": found_on, "depth": depth} | ({"sitemap": sitemap} if sitemap else {})
+        recipe |= {"hops": hops} if hops else {}
         key = f"sitemap {url}" if sitemap else crawl.scope.key(url)
         tasks.append({"recipe": json.dumps(recipe), "unique_string": key, "priority": -min(depth, 2**15 - 1)})
     limits = {"max_assign_time": crawl.max_assign_time, "max_retries": crawl.max_retries}
@@ -1428,7 +1433,9 @@ class Worker:
         if page.outcome == "failed":
             task.fail(f"failed: {describe(asdict(page))}", for_good=page.for_good)
 
-    def crawl_in_turn(self, task: int, url: str, found_on: str, depth: int = 0, sitemap: int = 0) -> Page:
+    def crawl_in_turn(
+        self, task: int, url: str, found_on: str, depth: int = 0, sitemap: int = 0, hops: int = 0
+    ) -> Page:
         """The page, when its host may be asked. PutOff when that is not soon."""
         host = host_of(url)
         if not self.against(url, depth, sitemap):
@@ -1445,7 +1452,7 @@ class Worker:
                     raise PutOff(self.hosts.rest(host), str(trouble)) from None
                 self.leave()
             self.take_turn(host)
-        return self.crawl_page(url, found_on, depth, sitemap, task)
+        return self.crawl_page(url, found_on, depth, sitemap, task, hops)
 
     def is_given_up(self, host: str) -> bool:
         return self.hosts.away(host) > self.crawl.host_patience
@@ -1526,7 +1533,9 @@ class Worker:
     def are_many(self, shape: str) -> bool:
         return bool(shape) and self.hosts.pages_like(shape) >= self.crawl.max_variants
 
-    def crawl_page(self, url: str, found_on: str, depth: int = 0, sitemap: int = 0, task: int = 0) -> Page:
+    def crawl_page(
+        self, url: str, found_on: str, depth: int = 0, sitemap: int = 0, task: int = 0, hops: int = 0
+    ) -> Page:
         """Fetch, submit, log, record: all that must be done before the page is released. PutOff says that none was."""
         began = time.monotonic()
         page = self.fetch(url, found_on, depth, sitemap)
@@ -1534,14 +1543,19 @@ class Worker:
         page.seconds = round(time.monotonic() - began, 3)
         self.judge_host(page, task)
         self.keep(page)
+        hops = hops + 1 if fate_of(vars(page)) == "redirect" else 0
+        if hops > MOST_REDIRECTS:
+            for link in page.links + page.sitemaps:
+                page.leave_out("too many redirects in a row", link)
+            page.links, page.sitemaps = [], []
         followed = []
         for link in page.links:
             if reason := self.against(link, depth if sitemap else depth + 1):
                 page.leave_out(reason, link)
             else:
                 followed.append(link)
-        submit(self.tracker, self.crawl, followed, url, depth if sitemap else depth + 1)
-        submit(self.tracker, self.crawl, page.sitemaps, url, depth, page.sitemap + 1)
+        submit(self.tracker, self.crawl, followed, url, depth if sitemap else depth + 1, hops=hops)
+        submit(self.tracker, self.crawl, page.sitemaps, url, depth, page.sitemap + 1, hops)
         if page.outcome == "broken" or page.truncated:
             self.log("warn", f"{page.outcome}: {describe(asdict(page))}")
         self.record(page, followed + page.sitemaps)

@@ -236,6 +236,18 @@ def test_pages_beyond_a_depth_are_left_out(tmp_path: Path) -> None:
     assert read_report(tmp_path)["left_out"] == {"deeper than --max-depth": 1}
 
 
+@pytest.mark.parametrize("is_sitemap", [False, True])
+def test_redirects_without_an_end_are_followed_up_to_a_limit(is_sitemap: bool, tmp_path: Path) -> None:
+    answers = {f"/site/{n}": answer("", f"Location: {n + 1}", status=302) for n in range(50)}
+    answers["/site/index.html"] = page("<a href=0>") if not is_sitemap else answer("", "Location: 0", status=301)
+    with serving(answers) as site, tracker.serving() as server:
+        seeds = {"seeds": []} if is_sitemap else {}
+        arguments = ["--sitemap", f"{site.url}site/index.html", "--scope", "host"] if is_sitemap else []
+        run_crawl(site, server, tmp_path, *arguments, **seeds)
+    assert len(site.asked) == 2 + crawl.MOST_REDIRECTS + (not is_sitemap)
+    assert read_report(tmp_path)["left_out"] == {"too many redirects in a row": 1}
+
+
 # ── Sitemaps ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 XMLNS = (
