@@ -24,7 +24,7 @@ It speaks to the tracker through the public HTTP API alone, by the library `work
 workers. STATE/hosts.db has what the crew knows of it, also after a restart. One that is too busy (429, 503, 502, 504)
 or away (no connection, no name, no answer) is left alone, longer each time, or for as long as it asks; its pages go
 back to the tracker with a delay, which costs them no attempt, and other hosts go on. One that stays away
-(--host-patience) fails its pages.
+(--host-patience) fails its pages, also when it goes on asking for more time, or asks for more than that.
 
 Press Ctrl-C, kill a worker, kill the tracker: start again what is gone, with the same command, and the crawl goes on.
 While the tracker is away the workers repeat their request with growing pauses; while a disk is full they wait.
@@ -805,7 +805,7 @@ class Host:
     booked: float = 0  # until when its turns are spoken for
     rests_until: float = 0
     refusals: int = 0  # the last ones in a row, none for an answer between
-    away_since: float = 0  # it has answered no page since, nor said how long that will be
+    away_since: float = 0  # it has answered no page since
     silent: int = 0  # the last pages in a row that had no answer
     slow: float = 0  # seconds between two pages after a rest
     delay: float = 0  # that its robots.txt asks for
@@ -931,7 +931,7 @@ class Hosts:
         def refuse(host: Host, now: float) -> tuple[bool, bool]:
             news, answers = host.rests_until <= now, not host.refusals
             host.refusals += news
-            host.away_since = 0 if seconds else host.away_since or now
+            host.away_since = host.away_since or now
             rest = seconds or min(FIRST_REST * 2 ** min(host.refusals - 1, 20), LONGEST_REST)
             host.rests_until = max(host.rests_until, now + rest)
             host.slow, host.trouble = max(host.slow, min(rest / 8, SLOWEST)), trouble[:500]
@@ -1449,13 +1449,18 @@ class Worker:
                     self.refuse(host, trouble.retry_after, str(trouble))
                     if self.is_given_up(host):
                         return self.give_up(url, found_on, depth)
-                    raise PutOff(self.hosts.rest(host), str(trouble)) from None
+                    raise PutOff(self.until_asked(host, self.hosts.rest(host)), str(trouble)) from None
                 self.leave()
             self.take_turn(host)
         return self.crawl_page(url, found_on, depth, sitemap, task, hops)
 
     def is_given_up(self, host: str) -> bool:
         return self.hosts.away(host) > self.crawl.host_patience
+
+    def until_asked(self, host: str, due: float) -> float:
+        """Seconds until a page of the host is to come back, which may be asked after so many: or is then given up."""
+        away = self.hosts.away(host)
+        return min(due, max(0, self.crawl.host_patience - away) + 1) if away else due
 
     def give_up(self, url: str, found_on: str, depth: int) -> Page:
         """A page that fails as its host has done."""
@@ -1474,7 +1479,7 @@ class Worker:
         due = self.hosts.take_turn(host, seconds=seconds)
         while due:
             if time.monotonic() + due > ends:
-                raise PutOff(due, f"others wait for {host}, too")
+                raise PutOff(self.until_asked(host, due), f"others wait for {host}, too")
             self.wait(due)
             due = self.hosts.take_turn(host, has_booked=True, seconds=seconds)
         self.turn = host
@@ -1578,7 +1583,7 @@ class Worker:
         elif self.hosts.put_off(task) > MOST_PUT_OFF and others_are_answered:
             page.outcome = "failed"
         else:
-            raise PutOff(self.hosts.rest(host), reason)
+            raise PutOff(self.until_asked(host, self.hosts.rest(host)), reason)
 
     def keep(self, page: Page) -> None:
         """Write the page to where it is kept, if it is one that can be."""

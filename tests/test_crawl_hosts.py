@@ -470,6 +470,28 @@ def test_a_host_that_stays_away_fails_its_pages_in_the_end(tmp_path: Path) -> No
     assert "has not answered for 360" in record["error"] and "ConnectError" in record["error"]
 
 
+def test_a_host_that_asks_for_ever_more_time_fails_its_pages_in_the_end(tmp_path: Path) -> None:
+    busy = answer("wait", "Retry-After: 5", status=503)
+    with serving({"/a": busy}) as site, working(site.url, tmp_path, host_patience=3600) as one:
+        assert give(one, f"{site.url}a")["result"] == library.SKIPPED
+        one.hosts.db.execute("UPDATE host SET away_since = away_since - 3601, rests_until = 0, next_turn = 0")
+        assert give(one, f"{site.url}a")["result"] == library.FAILED
+
+
+@pytest.mark.parametrize("robots", [False, True])
+def test_a_host_that_asks_for_more_time_than_there_is_patience_is_not_asked_again(robots: bool, tmp_path: Path) -> None:
+    busy = answer("wait", "Retry-After: 31536000", status=429)
+    with serving({"/a": busy, "/robots.txt": busy}) as site, working(site.url, tmp_path, host_patience=3600) as one:
+        if robots:
+            one.hosts.db.execute("DELETE FROM robots")
+        put_off = [give(one, f"{site.url}{name}") for name in "ab"]
+        assert [released["result"] for released in put_off] == [library.SKIPPED] * 2
+        assert all(3590 < released["delay"] < 3610 for released in put_off)
+        one.hosts.db.execute("UPDATE host SET away_since = away_since - 3601")
+        assert [give(one, f"{site.url}{name}")["result"] for name in "ab"] == [library.FAILED] * 2
+    assert len(site.asked) == 1
+
+
 def test_a_host_whose_robots_txt_stays_away_fails_its_pages_in_the_end(tmp_path: Path) -> None:
     with working("http://127.0.0.1:1/", tmp_path, host_patience=3600) as one:
         one.hosts.db.execute("DELETE FROM robots")
