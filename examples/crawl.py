@@ -1858,7 +1858,9 @@ def load_state(file: Path, crawl: dict) -> dict:
             f"{file} cannot be read as the state of a crawl. Remove it, or choose another --state."
         ) from None
     for key in different:
-        raise CrawlError(f"{file} is of a crawl with {key} {state[key]}, not {crawl[key]}. Choose another --state.")
+        raise CrawlError(
+            f"{file} is of a crawl with {key} {state[key]}, not {crawl[key]}. Choose another --project (and --state)."
+        )
     return empty | state
 
 
@@ -2365,7 +2367,7 @@ def add_referrers(pages: list[dict], records: Path) -> None:
         wanted[name_of(page["url"])] = page
     for record in read_records(records) if wanted else ():
         for link in record.get("targets", ()):
-            page = wanted.get(name_of(link) if "%" in link or "?" in link else link)
+            page = wanted.get(name_of(link) if not {"%", "?", ";"}.isdisjoint(link) else link)
             if page and record["url"] not in page["linked_from"]:
                 page["links_to_it"] += 1
                 if len(page["linked_from"]) < MOST_REFERRERS:

@@ -672,6 +672,17 @@ def test_a_broken_link_is_told_with_the_pages_that_link_to_it(tmp_path: Path) ->
     assert crawl.describe(broken) == "404 http://s/gone (found on http://s/0 and 29 more)"
 
 
+def test_a_broken_link_is_told_with_the_pages_that_link_to_it_with_a_session(tmp_path: Path) -> None:
+    lines = [
+        record_of("http://s/gone;jsessionid=1", outcome="broken", status=404),
+        record_of("http://s/1", targets=["http://s/gone;jsessionid=1"]),
+        record_of("http://s/2", targets=["http://s/gone;jsessionid=2"]),
+    ]
+    with contextlib.closing(index_of(tmp_path / "pages.jsonl", *lines)) as index:
+        [broken] = crawl.summary(index, tmp_path / "pages.jsonl")["broken_pages"]
+    assert broken["linked_from"] == ["http://s/1", "http://s/2"]
+
+
 def test_the_summary_has_fates_statuses_depths_hosts_and_redirects(tmp_path: Path) -> None:
     lines = [
         record_of("http://fast/", seconds=0.1),
