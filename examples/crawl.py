@@ -2345,14 +2345,17 @@ def summary(index: Index, records: Path) -> dict:
         ),
         "by_depth": dict(index.select("SELECT depth, count(*) FROM page GROUP BY depth ORDER BY depth")),
         "slowest_hosts": [dict(zip(("host", "pages", "seconds", "slowest"), host, strict=True)) for host in hosts],
-        "redirects": [
-            {"url": page["url"], "status": page["status"], "to": "".join(page.get("targets", [])[:1])}
-            for page in redirects
-        ],
+        "redirects": [{"url": page["url"], "status": page["status"], "to": target_of(page)} for page in redirects],
         "left_out": dict(index.select("SELECT reason, links FROM left_out ORDER BY links DESC")),
         "left_out_examples": dict(index.select("SELECT reason, example FROM left_out ORDER BY links DESC")),
         "records": str(records),
     }
+
+
+def target_of(page: dict) -> str:
+    """Where a redirect leads, also when that is not followed."""
+    left_out = itertools.chain(*page.get("passed_over", {}).values())
+    return next(itertools.chain(page.get("targets", ()), left_out), "")
 
 
 def without_links(page: dict) -> dict:

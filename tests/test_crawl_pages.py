@@ -704,6 +704,14 @@ def test_the_summary_has_fates_statuses_depths_hosts_and_redirects(tmp_path: Pat
     assert (told["left_out"], told["left_out_examples"]) == ({"trap": 2}, {"trap": "x"})
 
 
+def test_the_target_of_a_redirect_is_told_also_when_it_is_not_followed(tmp_path: Path) -> None:
+    passed_over = {"out of scope": ["http://other/"]}
+    lines = [record_of("http://s/1", status=302, passed_over=passed_over), record_of("http://s/2", status=302)]
+    with contextlib.closing(index_of(tmp_path / "pages.jsonl", *lines)) as index:
+        told = crawl.summary(index, tmp_path / "pages.jsonl")
+    assert [redirect["to"] for redirect in told["redirects"]] == ["http://other/", ""]
+
+
 def test_the_report_command_names_what_has_become_of_every_page(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     lines = [
         record_of("http://s/1", outcome="failed", error="late"),
