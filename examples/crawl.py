@@ -801,7 +801,7 @@ class Host:
     next_turn: float = 0  # after the pause that follows a page
     busy_until: float = 0  # then whoever asks it now has given it up, or was killed; 0: nobody does
     asked: float = 0  # when it was asked last
-    asker: int = 0  # who did, by a number of their own
+    asker: int = 0  # the process that did
     booked: float = 0  # until when its turns are spoken for
     rests_until: float = 0
     refusals: int = 0  # the last ones in a row, none for an answer between
@@ -839,7 +839,7 @@ class Hosts:
     def __init__(self, file: Path, rate: float = 0, timeout: float = 10, pause: Callable[[float], None] = time.sleep):
         """rate: most pages per second from one host, 0: no limit. timeout: seconds that a page takes at most."""
         self.pause, self.gap, self.timeout = pause, 1 / rate if rate else 0, timeout
-        self.asker = int.from_bytes(os.urandom(6), "big")
+        self.turns = {}  # when each of ours began
         try:
             self.db = sqlite3.connect(file, timeout=60, isolation_level=None)
             self.db.execute("PRAGMA journal_mode = WAL")
@@ -896,7 +896,8 @@ class Hosts:
 
         def take(host: Host, now: float) -> float:
             if max(host.next_turn, host.busy_until, host.rests_until) <= now:
-                host.asked, host.asker, host.busy_until = now, self.asker, now + (seconds or self.timeout) + 5
+                host.asked, host.asker, host.busy_until = now, os.getpid(), now + (seconds or self.timeout) + 5
+                self.turns[name] = now
                 return 0.0
             free = max(host.next_turn, now + 0.01)
             if host.busy_until > now:
@@ -911,10 +912,11 @@ class Hosts:
 
     def leave(self, name: str) -> None:
         """The host has been asked: others may, after a pause."""
+        began = self.turns.pop(name, 0)
 
         def leave(host: Host, now: float) -> None:
             host.next_turn, host.pages = now + self.gap_of(host), host.pages + 1
-            if host.asker != self.asker:  # ours has ended, and it is another's turn
+            if host.asked != began:  # ours has ended, and it is another's turn
                 return
             seconds, host.busy_until = max(0.0, now - host.asked), 0
             host.seconds += seconds
