@@ -24,7 +24,7 @@ It speaks to the tracker through the public HTTP API alone, by the library `work
 workers. STATE/hosts.db has what the crew knows of it, also after a restart. One that is too busy (429, 503, 502, 504)
 or away (no connection, no name, no answer) is left alone, longer each time, or for as long as it asks; its pages go
 back to the tracker with a delay, which costs them no attempt, and other hosts go on. One that stays away
-(--host-patience) fails its pages.
+(--host-patience) fails its pages, also when it goes on asking for more time, or asks for more than that.
 
 Press Ctrl-C, kill a worker, kill the tracker: start again what is gone, with the same command, and the crawl goes on.
 While the tracker is away the workers repeat their request with growing pauses; while a disk is full they wait.
@@ -149,6 +149,7 @@ MOST_CODINGS, DECODED_AT_ONCE = 3, 4096  # of one body; bytes
 MOST_HOPS = 6  # requests for a robots.txt that is elsewhere: after that there is none
 MOST_ROBOTS = 2**19  # bytes of it that are read
 LONGEST_URL = 4096  # characters; longer links are mistakes or traps
+MOST_REDIRECTS = 20  # in a row
 MOST_REPEATED = 3  # times that a path may have the same segment
 MOST_SEGMENTS = 50  # of a path
 RETRY_DELAY = 2  # seconds for which a page rests after it has failed, twice as long each time
@@ -707,14 +708,18 @@ class Scope:
         return ""
 
 
-def submit(tracker: Tracker, crawl: Crawl, urls: Iterable[str], found_on: str, depth: int, sitemap: int = 0) -> None:
+def submit(
+    tracker: Tracker, crawl: Crawl, urls: Iterable[str], found_on: str, depth: int, sitemap: int = 0, hops: int = 0
+) -> None:
     """Store the URLs as tasks; the tracker skips those that this project has seen before.
 
-    What is nearer to a seed comes first. sitemap: the URLs are not of pages, but of sitemaps of this level.
+    What is nearer to a seed comes first. sitemap: the URLs are not of pages, but of sitemaps of this level. hops: the
+    redirects in a row that have led to them.
     """
     tasks = []
     for url in urls:
         recipe = {"url": url, "found_on": found_on, "depth": depth} | ({"sitemap": sitemap} if sitemap else {})
+        recipe |= {"hops": hops} if hops else {}
         key = f"sitemap {url}" if sitemap else crawl.scope.key(url)
         tasks.append({"recipe": json.dumps(recipe), "unique_string": key, "priority": -min(depth, 2**15 - 1)})
     limits = {"max_assign_time": crawl.max_assign_time, "max_retries": crawl.max_retries}
@@ -728,15 +733,16 @@ class _SitemapFinder:
     """A target of lxml's parser that keeps what <loc> says, directly in <url> and <sitemap>."""
 
     def __init__(self):
-        self.open, self.text, self.found = [], [], {"url": [], "sitemap": []}
+        self.open, self.text, self.length, self.found = [], [], 0, {"url": [], "sitemap": []}
 
     def start(self, tag: str, _attributes: dict) -> None:
         self.open.append(tag.rpartition("}")[2])
-        self.text = []
+        self.text, self.length = [], 0
 
     def data(self, text: str) -> None:
-        if self.open and self.open[-1] == "loc" and sum(map(len, self.text)) < LONGEST_URL:
+        if self.open and self.open[-1] == "loc" and self.length <= LONGEST_URL:
             self.text.append(text)
+            self.length += len(text)
 
     def end(self, _tag: str) -> None:
         if self.open.pop() == "loc" and self.open and self.open[-1] in self.found:
@@ -799,7 +805,7 @@ class Host:
     booked: float = 0  # until when its turns are spoken for
     rests_until: float = 0
     refusals: int = 0  # the last ones in a row, none for an answer between
-    away_since: float = 0  # it has answered no page since, nor said how long that will be
+    away_since: float = 0  # it has answered no page since
     silent: int = 0  # the last pages in a row that had no answer
     slow: float = 0  # seconds between two pages after a rest
     delay: float = 0  # that its robots.txt asks for
@@ -833,6 +839,7 @@ class Hosts:
     def __init__(self, file: Path, rate: float = 0, timeout: float = 10, pause: Callable[[float], None] = time.sleep):
         """rate: most pages per second from one host, 0: no limit. timeout: seconds that a page takes at most."""
         self.pause, self.gap, self.timeout = pause, 1 / rate if rate else 0, timeout
+        self.turns = {}  # when each of ours began
         try:
             self.db = sqlite3.connect(file, timeout=60, isolation_level=None)
             self.db.execute("PRAGMA journal_mode = TRUNCATE")  # several write: SQLite < 3.51.3 may damage a WAL
@@ -881,12 +888,16 @@ class Hosts:
         """Seconds between two pages."""
         return max(self.gap, host.delay, host.slow)
 
-    def take_turn(self, name: str, has_booked: bool = False) -> float:
-        """0.0: nobody else asks the host until leave(). Else the seconds until its turn may come, which is booked."""
+    def take_turn(self, name: str, has_booked: bool = False, seconds: float = 0) -> float:
+        """0.0: nobody else asks the host until leave(), or for so many seconds (0: that a page takes at most).
+
+        Else the seconds until its turn may come, which is booked.
+        """
 
         def take(host: Host, now: float) -> float:
             if max(host.next_turn, host.busy_until, host.rests_until) <= now:
-                host.asked, host.asker, host.busy_until = now, os.getpid(), now + self.timeout + 5
+                host.asked, host.asker, host.busy_until = now, os.getpid(), now + (seconds or self.timeout) + 5
+                self.turns[name] = now
                 return 0.0
             free = max(host.next_turn, now + 0.01)
             if host.busy_until > now:
@@ -901,11 +912,14 @@ class Hosts:
 
     def leave(self, name: str) -> None:
         """The host has been asked: others may, after a pause."""
+        began = self.turns.pop(name, 0)
 
         def leave(host: Host, now: float) -> None:
-            seconds = max(0.0, now - host.asked)
-            host.next_turn, host.busy_until = now + self.gap_of(host), 0
-            host.pages, host.seconds = host.pages + 1, host.seconds + seconds
+            host.next_turn, host.pages = now + self.gap_of(host), host.pages + 1
+            if host.asked != began:  # ours has ended, and it is another's turn
+                return
+            seconds, host.busy_until = max(0.0, now - host.asked), 0
+            host.seconds += seconds
             host.pace += (seconds - host.pace) * (0.2 if host.pages > 1 else 1)
 
         self.with_host(name, leave)
@@ -919,7 +933,7 @@ class Hosts:
         def refuse(host: Host, now: float) -> tuple[bool, bool]:
             news, answers = host.rests_until <= now, not host.refusals
             host.refusals += news
-            host.away_since = 0 if seconds else host.away_since or now
+            host.away_since = host.away_since or now
             rest = seconds or min(FIRST_REST * 2 ** min(host.refusals - 1, 20), LONGEST_REST)
             host.rests_until = max(host.rests_until, now + rest)
             host.slow, host.trouble = max(host.slow, min(rest / 8, SLOWEST)), trouble[:500]
@@ -1317,6 +1331,16 @@ class Page:
         self.left_out[reason] = self.left_out.get(reason, 0) + 1
         self.passed_over.setdefault(reason, []).append(link[:LONGEST_URL])
 
+    def of_fair_length(self, links: Iterable[str]) -> list[str]:
+        """Those that are not too long. The others are left out."""
+        fair = []
+        for link in links:
+            if len(link) <= LONGEST_URL:
+                fair.append(link)
+            else:
+                self.leave_out("too long", link)
+        return fair
+
 
 class Logins(httpx.Auth):
     """Names and passwords by host: no other host gets them."""
@@ -1411,27 +1435,34 @@ class Worker:
         if page.outcome == "failed":
             task.fail(f"failed: {describe(asdict(page))}", for_good=page.for_good)
 
-    def crawl_in_turn(self, task: int, url: str, found_on: str, depth: int = 0, sitemap: int = 0) -> Page:
+    def crawl_in_turn(
+        self, task: int, url: str, found_on: str, depth: int = 0, sitemap: int = 0, hops: int = 0
+    ) -> Page:
         """The page, when its host may be asked. PutOff when that is not soon."""
         host = host_of(url)
         if not self.against(url, depth, sitemap):
             if self.hosts.rest(host) and self.is_given_up(host):
                 return self.give_up(url, found_on, depth)
             if self.robots_of(url) is None:
-                self.take_turn(host)
+                self.take_turn(host, ROBOTS_TIMEOUT)
                 try:
                     self.learn_robots(url)
                 except RobotsAway as trouble:
                     self.refuse(host, trouble.retry_after, str(trouble))
                     if self.is_given_up(host):
                         return self.give_up(url, found_on, depth)
-                    raise PutOff(self.hosts.rest(host), str(trouble)) from None
+                    raise PutOff(self.until_asked(host, self.hosts.rest(host)), str(trouble)) from None
                 self.leave()
             self.take_turn(host)
-        return self.crawl_page(url, found_on, depth, sitemap, task)
+        return self.crawl_page(url, found_on, depth, sitemap, task, hops)
 
     def is_given_up(self, host: str) -> bool:
         return self.hosts.away(host) > self.crawl.host_patience
+
+    def until_asked(self, host: str, due: float) -> float:
+        """Seconds until a page of the host is to come back, which may be asked after so many: or is then given up."""
+        away = self.hosts.away(host)
+        return min(due, max(0, self.crawl.host_patience - away) + 1) if away else due
 
     def give_up(self, url: str, found_on: str, depth: int) -> Page:
         """A page that fails as its host has done."""
@@ -1441,15 +1472,18 @@ class Worker:
         self.record(page)
         return page
 
-    def take_turn(self, host: str) -> None:
-        """Wait until the host may be asked. PutOff when that is long: a worker that waits could ask another one."""
+    def take_turn(self, host: str, seconds: float = 0) -> None:
+        """Wait until the host may be asked, for so many seconds (0: that a page takes at most).
+
+        PutOff when that is long: a worker that waits could ask another one.
+        """
         ends = time.monotonic() + PATIENCE * min(1, self.crawl.workers / max(1, len(self.rules)))
-        due = self.hosts.take_turn(host)
+        due = self.hosts.take_turn(host, seconds=seconds)
         while due:
             if time.monotonic() + due > ends:
-                raise PutOff(due, f"others wait for {host}, too")
+                raise PutOff(self.until_asked(host, due), f"others wait for {host}, too")
             self.wait(due)
-            due = self.hosts.take_turn(host, has_booked=True)
+            due = self.hosts.take_turn(host, has_booked=True, seconds=seconds)
         self.turn = host
 
     def leave(self) -> None:
@@ -1506,7 +1540,9 @@ class Worker:
     def are_many(self, shape: str) -> bool:
         return bool(shape) and self.hosts.pages_like(shape) >= self.crawl.max_variants
 
-    def crawl_page(self, url: str, found_on: str, depth: int = 0, sitemap: int = 0, task: int = 0) -> Page:
+    def crawl_page(
+        self, url: str, found_on: str, depth: int = 0, sitemap: int = 0, task: int = 0, hops: int = 0
+    ) -> Page:
         """Fetch, submit, log, record: all that must be done before the page is released. PutOff says that none was."""
         began = time.monotonic()
         page = self.fetch(url, found_on, depth, sitemap)
@@ -1514,14 +1550,19 @@ class Worker:
         page.seconds = round(time.monotonic() - began, 3)
         self.judge_host(page, task)
         self.keep(page)
+        hops = hops + 1 if fate_of(vars(page)) == "redirect" else 0
+        if hops > MOST_REDIRECTS:
+            for link in page.links + page.sitemaps:
+                page.leave_out("too many redirects in a row", link)
+            page.links, page.sitemaps = [], []
         followed = []
         for link in page.links:
             if reason := self.against(link, depth if sitemap else depth + 1):
                 page.leave_out(reason, link)
             else:
                 followed.append(link)
-        submit(self.tracker, self.crawl, followed, url, depth if sitemap else depth + 1)
-        submit(self.tracker, self.crawl, page.sitemaps, url, depth, page.sitemap + 1)
+        submit(self.tracker, self.crawl, followed, url, depth if sitemap else depth + 1, hops=hops)
+        submit(self.tracker, self.crawl, page.sitemaps, url, depth, page.sitemap + 1, hops)
         if page.outcome == "broken" or page.truncated:
             self.log("warn", f"{page.outcome}: {describe(asdict(page))}")
         self.record(page, followed + page.sitemaps)
@@ -1544,7 +1585,7 @@ class Worker:
         elif self.hosts.put_off(task) > MOST_PUT_OFF and others_are_answered:
             page.outcome = "failed"
         else:
-            raise PutOff(self.hosts.rest(host), reason)
+            raise PutOff(self.until_asked(host, self.hosts.rest(host)), reason)
 
     def keep(self, page: Page) -> None:
         """Write the page to where it is kept, if it is one that can be."""
@@ -1595,6 +1636,8 @@ class Worker:
         except httpx.HTTPError as error:
             is_away = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
             page.outcome, page.error = "refused" if is_away else "failed", f"{type(error).__name__} {error}".strip()
+        except httpx.InvalidURL as error:  # a seed, of more than 64 KiB
+            page.outcome, page.error, page.for_good, page.asked = "failed", f"InvalidURL {error}", True, False
         return page
 
     def find_original(self, page: Page) -> dict | None:
@@ -1605,12 +1648,16 @@ class Worker:
         return known if whole and (known["file"] or not self.keepers) else None
 
     async def get(self, page: Page) -> None:
-        """Fetch within one deadline for all: a site that sends a byte a second passes any bound on single reads."""
+        """Fetch within one deadline for all: a site that sends a byte a second passes any bound on single reads.
+
+        How long it takes to read what has come is not the site's fault.
+        """
         try:
             asked = as_it_is(page.url) | {"headers": conditions_of(self.original or {})}
             began = datetime.now(UTC)
             page.since = began.timestamp()
-            async with asyncio.timeout(self.crawl.timeout), self.http.stream("GET", **asked) as response:
+            self.deadline = asyncio.timeout(self.crawl.timeout)
+            async with self.deadline, self.http.stream("GET", **asked) as response:
                 address = address_of(response)  # while there is a connection
                 raw, body = await (self.read_sitemap if page.sitemap else self.read)(response, page)
                 self.exchange = Exchange(response, raw, body, began, address)
@@ -1625,7 +1672,7 @@ class Worker:
             self.take_over(page)
         elif response.has_redirect_location:
             target = normalise(response.headers.get_list("Location")[0], page.url)
-            page.links = [target] if target and len(target) <= LONGEST_URL else []
+            page.links = page.of_fair_length([target] if target else [])
             if not page.found_on and not any(map(self.crawl.covers, page.links)):
                 page.outcome, page.error = "broken", f"redirect out of the crawl's scope, to {target}, by"
         elif response.is_success:
@@ -1663,6 +1710,7 @@ class Worker:
         """The page's links, of its headers and, if it is HTML, its text."""
         robot = None if self.crawl.ignore_nofollow else self.crawl.user_agent
         found = [url for link in links_of_header(response) if (url := normalise(link, page.url))]
+        found = page.of_fair_length(found)
         if page.type in PAGE_TYPES:
             default = "utf-8" if page.type == "application/xhtml+xml" else "windows-1252"
             charset = charset_of(response)
@@ -1675,6 +1723,7 @@ class Worker:
 
     async def read_body(self, response: httpx.Response, page: Page) -> tuple[bytes, bytes]:
         raw = await read_raw(self.crawl.max_body + 1, response)
+        self.deadline.reschedule(None)
         body, page.truncated = decode_body(raw, response, self.crawl.max_body)
         if page.truncated:
             page.error = f"cut off after {self.crawl.max_body} bytes"
@@ -1686,12 +1735,13 @@ class Worker:
         page.status, page.type = response.status_code, type_of(response)
         if response.has_redirect_location:
             target = normalise(response.headers.get_list("Location")[0], page.url)
-            page.sitemaps, page.sitemap = [target] if target else [], page.sitemap - 1
+            page.sitemaps, page.sitemap = page.of_fair_length([target] if target else []), page.sitemap - 1
         elif response.is_success:
             raw = await read_raw(MOST_SITEMAP + 1, response)
+            self.deadline.reschedule(None)
             body, page.truncated = decode_body(raw, response, MOST_SITEMAP)
             page.size = len(body)
-            page.links, named = read_sitemap(body, page.url)
+            page.links, named = map(page.of_fair_length, read_sitemap(body, page.url))
             if page.sitemap < MOST_LEVELS:
                 page.sitemaps = [link for link in named if host_of(link) == host_of(page.url)]
             return raw, body
@@ -1810,7 +1860,9 @@ def load_state(file: Path, crawl: dict) -> dict:
             f"{file} cannot be read as the state of a crawl. Remove it, or choose another --state."
         ) from None
     for key in different:
-        raise CrawlError(f"{file} is of a crawl with {key} {state[key]}, not {crawl[key]}. Choose another --state.")
+        raise CrawlError(
+            f"{file} is of a crawl with {key} {state[key]}, not {crawl[key]}. Choose another --project (and --state)."
+        )
     return empty | state
 
 
@@ -2297,14 +2349,17 @@ def summary(index: Index, records: Path) -> dict:
         ),
         "by_depth": dict(index.select("SELECT depth, count(*) FROM page GROUP BY depth ORDER BY depth")),
         "slowest_hosts": [dict(zip(("host", "pages", "seconds", "slowest"), host, strict=True)) for host in hosts],
-        "redirects": [
-            {"url": page["url"], "status": page["status"], "to": "".join(page.get("targets", [])[:1])}
-            for page in redirects
-        ],
+        "redirects": [{"url": page["url"], "status": page["status"], "to": target_of(page)} for page in redirects],
         "left_out": dict(index.select("SELECT reason, links FROM left_out ORDER BY links DESC")),
         "left_out_examples": dict(index.select("SELECT reason, example FROM left_out ORDER BY links DESC")),
         "records": str(records),
     }
+
+
+def target_of(page: dict) -> str:
+    """Where a redirect leads, also when that is not followed."""
+    left_out = itertools.chain(*page.get("passed_over", {}).values())
+    return next(itertools.chain(page.get("targets", ()), left_out), "")
 
 
 def without_links(page: dict) -> dict:
@@ -2319,7 +2374,7 @@ def add_referrers(pages: list[dict], records: Path) -> None:
         wanted[name_of(page["url"])] = page
     for record in read_records(records) if wanted else ():
         for link in record.get("targets", ()):
-            page = wanted.get(name_of(link) if "%" in link or "?" in link else link)
+            page = wanted.get(name_of(link) if not {"%", "?", ";"}.isdisjoint(link) else link)
             if page and record["url"] not in page["linked_from"]:
                 page["links_to_it"] += 1
                 if len(page["linked_from"]) < MOST_REFERRERS:

@@ -426,7 +426,7 @@ def test_a_project_that_forgets_closed_tasks_is_refused(site, server, tmp_path):
 def test_the_state_of_another_crawl_is_refused(site, server, tmp_path):
     assert run_crawl(site, server, tmp_path)[0] == 0
     site.fetched.clear()
-    assert "Choose another --state" in refusal(site, server, tmp_path, "--scope", "host")
+    assert "Choose another --project (and --state)" in refusal(site, server, tmp_path, "--scope", "host")
 
 
 def test_a_state_file_that_is_none_is_refused(site, server, tmp_path):

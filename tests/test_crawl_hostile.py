@@ -118,6 +118,19 @@ def test_a_page_that_drips_has_failed_by_its_timeout(drip: list[Any], tmp_path: 
     assert (found.outcome, found.error) == ("failed", "ReadTimeout the page takes longer than 0.4 s")
 
 
+def test_what_takes_long_to_read_but_came_in_time_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = crawl.find_links
+
+    def read_slowly(*given: Any) -> list[str]:
+        time.sleep(0.6)
+        return read(*given)
+
+    monkeypatch.setattr(crawl, "find_links", read_slowly)
+    with serving({"/a": page("<a href=b>" * 10**5)}) as site, working(site, tmp_path, max_body=1000) as worker:
+        found = worker.fetch(f"{site.url}a", "")
+    assert (found.outcome, found.truncated, found.links) == ("ok", True, [f"{site.url}b"])
+
+
 def test_a_worker_goes_on_after_a_page_that_drips(tmp_path: Path) -> None:
     with serving({"/a": DRIPPING["headers"], "/b": page("<a href=c>")}) as site, working(site, tmp_path) as worker:
         assert give(worker, f"{site.url}a")["result"] == library.FAILED
@@ -472,6 +485,29 @@ def test_a_seed_with_a_doubled_slash_is_in_its_own_scope(tmp_path: Path) -> None
         code, _, errors = run_crawl(seed, server, tmp_path)
     assert code == 0, errors
     assert {"/site//b/", "/site//b/c"} <= set(site.asked)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        page("", HTML, f"Link: </{'x' * 5000}>; rel=next"),
+        page("", HTML, f"Refresh: 0; url=/{'x' * 5000}"),
+        answer("", f"Location: /{'x' * 5000}", status=302),
+    ],
+    ids=["Link", "Refresh", "Location"],
+)
+def test_a_link_of_a_header_that_is_too_long_is_left_out(sent: list[bytes], tmp_path: Path) -> None:
+    with serving({"/a": sent}) as site, working(site, tmp_path) as worker:
+        found = worker.fetch(f"{site.url}a", "")
+    assert (found.links, found.left_out) == ([], {"too long": 1})
+
+
+def test_a_seed_that_cannot_be_asked_for_has_failed_and_is_in_the_records(tmp_path: Path) -> None:
+    with serving({}) as site, working(site, tmp_path) as worker:
+        released = give(worker, f"{site.url}{'x' * 70000}")
+        [record] = crawl.read_records(worker.crawl.records)
+    assert (released["result"], released["for_good"]) == (library.FAILED, True)
+    assert record["outcome"] == "failed" and "too long" in record["error"]
 
 
 def test_a_link_that_is_too_long_is_counted_and_told(tmp_path: Path) -> None:

@@ -236,6 +236,18 @@ def test_pages_beyond_a_depth_are_left_out(tmp_path: Path) -> None:
     assert read_report(tmp_path)["left_out"] == {"deeper than --max-depth": 1}
 
 
+@pytest.mark.parametrize("is_sitemap", [False, True])
+def test_redirects_without_an_end_are_followed_up_to_a_limit(is_sitemap: bool, tmp_path: Path) -> None:
+    answers = {f"/site/{n}": answer("", f"Location: {n + 1}", status=302) for n in range(50)}
+    answers["/site/index.html"] = page("<a href=0>") if not is_sitemap else answer("", "Location: 0", status=301)
+    with serving(answers) as site, tracker.serving() as server:
+        seeds = {"seeds": []} if is_sitemap else {}
+        arguments = ["--sitemap", f"{site.url}site/index.html", "--scope", "host"] if is_sitemap else []
+        run_crawl(site, server, tmp_path, *arguments, **seeds)
+    assert len(site.asked) == 2 + crawl.MOST_REDIRECTS + (not is_sitemap)
+    assert read_report(tmp_path)["left_out"] == {"too many redirects in a row": 1}
+
+
 # ── Sitemaps ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 XMLNS = (
@@ -278,6 +290,35 @@ def test_a_sitemap_is_read(text: str, urls: list[str] | None, packed: bool) -> N
     pages, sitemaps = crawl.read_sitemap(body, "http://h/sitemap.xml")
     assert sitemaps == []
     assert sum(map(len, pages)) < 100 if urls is None else pages == urls
+
+
+def test_a_sitemap_of_one_long_url_of_many_pieces_is_read_in_linear_time() -> None:
+    urls = [f"http://h/{n}?{'&' * 4000}" for n in range(300)]
+    body = sitemap(*(url.replace("&", "&amp;") for url in urls)).encode()
+    began = time.process_time()
+    assert crawl.read_sitemap(body, "http://h/sitemap.xml")[0] == urls
+    assert time.process_time() - began < 5
+
+
+LONG = "x" * 5000
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        answer(sitemap("/a", f"/{LONG}")),
+        answer(sitemap("/a").replace("/a ", f"/a </loc></url><url><loc>/{'x&amp;' * 4000}y")),
+        answer(f"http://h/a\nhttp://h/{LONG}\n"),
+        answer("", f"Location: /{LONG}", status=301),
+        answer(sitemap(f"/{LONG}", root="sitemapindex", each="sitemap")),
+    ],
+    ids=["a page", "in pieces", "a line", "a redirect", "a sitemap"],
+)
+def test_a_url_that_is_too_long_is_left_out_of_a_sitemap(sent: list[bytes], tmp_path: Path) -> None:
+    with serving({"/a": sent}) as site, working(site.url, tmp_path) as one:
+        found = one.fetch(f"{site.url}a", "", sitemap=1)
+    assert found.left_out == {"too long": 1}
+    assert all(len(url) < 100 for url in found.links + found.sitemaps)
 
 
 def test_a_crawl_begins_at_a_sitemap_and_those_that_it_names(tmp_path: Path) -> None:
@@ -333,6 +374,36 @@ def test_a_host_that_is_asked_is_asked_by_nobody_else(tmp_path: Path) -> None:
         assert two.take_turn("b") == 0
         one.leave("a")
         assert two.take_turn("a") == 0
+
+
+def test_who_comes_back_late_does_not_end_the_turn_of_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [1e9]
+    monkeypatch.setattr(crawl.time, "time", lambda: clock[0])
+    with contextlib.closing(crawl.Hosts(tmp_path / "h")) as one, contextlib.closing(crawl.Hosts(tmp_path / "h")) as two:
+        assert one.take_turn("a") == 0
+        clock[0] += one.timeout + 6
+        assert two.take_turn("a") == 0
+        one.leave("a")
+        assert one.take_turn("a") > 0
+        two.leave("a")
+        assert one.take_turn("a") == 0
+
+
+def test_nobody_asks_a_host_whose_robots_txt_is_being_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, turns = [1e9], []
+
+    def read(*_args: object) -> str:
+        clock[0] += crawl.ROBOTS_TIMEOUT
+        with contextlib.closing(one.crawl.hosts()) as another:
+            turns.append(another.take_turn("127.0.0.1"))
+        return ""
+
+    with serving({"/a": page("")}) as site, working(site.url, tmp_path) as one:
+        one.hosts.db.execute("DELETE FROM robots")
+        monkeypatch.setattr(crawl.time, "time", lambda: clock[0])
+        monkeypatch.setattr(crawl, "read_robots", read)
+        assert give(one, f"{site.url}a")["result"] == library.DONE
+    assert turns[0] > 0
 
 
 def test_turns_that_are_waited_for_are_a_pause_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -397,6 +468,28 @@ def test_a_host_that_stays_away_fails_its_pages_in_the_end(tmp_path: Path) -> No
         assert [(one["result"], one["for_good"]) for one in (resting, asked)] == [(library.FAILED, True)] * 2
         record, _ = crawl.read_records(one.crawl.records)
     assert "has not answered for 360" in record["error"] and "ConnectError" in record["error"]
+
+
+def test_a_host_that_asks_for_ever_more_time_fails_its_pages_in_the_end(tmp_path: Path) -> None:
+    busy = answer("wait", "Retry-After: 5", status=503)
+    with serving({"/a": busy}) as site, working(site.url, tmp_path, host_patience=3600) as one:
+        assert give(one, f"{site.url}a")["result"] == library.SKIPPED
+        one.hosts.db.execute("UPDATE host SET away_since = away_since - 3601, rests_until = 0, next_turn = 0")
+        assert give(one, f"{site.url}a")["result"] == library.FAILED
+
+
+@pytest.mark.parametrize("robots", [False, True])
+def test_a_host_that_asks_for_more_time_than_there_is_patience_is_not_asked_again(robots: bool, tmp_path: Path) -> None:
+    busy = answer("wait", "Retry-After: 31536000", status=429)
+    with serving({"/a": busy, "/robots.txt": busy}) as site, working(site.url, tmp_path, host_patience=3600) as one:
+        if robots:
+            one.hosts.db.execute("DELETE FROM robots")
+        put_off = [give(one, f"{site.url}{name}") for name in "ab"]
+        assert [released["result"] for released in put_off] == [library.SKIPPED] * 2
+        assert all(3590 < released["delay"] < 3610 for released in put_off)
+        one.hosts.db.execute("UPDATE host SET away_since = away_since - 3601")
+        assert [give(one, f"{site.url}{name}")["result"] for name in "ab"] == [library.FAILED] * 2
+    assert len(site.asked) == 1
 
 
 def test_a_host_whose_robots_txt_stays_away_fails_its_pages_in_the_end(tmp_path: Path) -> None:

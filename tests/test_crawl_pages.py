@@ -672,6 +672,17 @@ def test_a_broken_link_is_told_with_the_pages_that_link_to_it(tmp_path: Path) ->
     assert crawl.describe(broken) == "404 http://s/gone (found on http://s/0 and 29 more)"
 
 
+def test_a_broken_link_is_told_with_the_pages_that_link_to_it_with_a_session(tmp_path: Path) -> None:
+    lines = [
+        record_of("http://s/gone;jsessionid=1", outcome="broken", status=404),
+        record_of("http://s/1", targets=["http://s/gone;jsessionid=1"]),
+        record_of("http://s/2", targets=["http://s/gone;jsessionid=2"]),
+    ]
+    with contextlib.closing(index_of(tmp_path / "pages.jsonl", *lines)) as index:
+        [broken] = crawl.summary(index, tmp_path / "pages.jsonl")["broken_pages"]
+    assert broken["linked_from"] == ["http://s/1", "http://s/2"]
+
+
 def test_the_summary_has_fates_statuses_depths_hosts_and_redirects(tmp_path: Path) -> None:
     lines = [
         record_of("http://fast/", seconds=0.1),
@@ -691,6 +702,14 @@ def test_the_summary_has_fates_statuses_depths_hosts_and_redirects(tmp_path: Pat
     assert [host["host"] for host in told["slowest_hosts"]] == ["slow", "fast"]
     assert told["redirects"] == [{"url": "http://slow/moved", "status": 301, "to": "http://slow/"}]
     assert (told["left_out"], told["left_out_examples"]) == ({"trap": 2}, {"trap": "x"})
+
+
+def test_the_target_of_a_redirect_is_told_also_when_it_is_not_followed(tmp_path: Path) -> None:
+    passed_over = {"out of scope": ["http://other/"]}
+    lines = [record_of("http://s/1", status=302, passed_over=passed_over), record_of("http://s/2", status=302)]
+    with contextlib.closing(index_of(tmp_path / "pages.jsonl", *lines)) as index:
+        told = crawl.summary(index, tmp_path / "pages.jsonl")
+    assert [redirect["to"] for redirect in told["redirects"]] == ["http://other/", ""]
 
 
 def test_the_report_command_names_what_has_become_of_every_page(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
