@@ -282,7 +282,7 @@ def is_part(tag: str, rel: list[str]) -> bool:
 def refresh_target(content: str) -> str | None:
     """Where a <meta http-equiv=refresh>, or a header of that name, leads: None where the page reloads itself."""
     found = re.match(
-        rf"[{SPACES}]*+[0-9.]++(?:[{SPACES}]*+[;,]|[{SPACES}])[{SPACES}]*+(?:url[{SPACES}]*+=[{SPACES}]*+)?"
+        rf"\A[{SPACES}]*+[0-9.]++(?:[{SPACES}]*+[;,]|[{SPACES}])[{SPACES}]*+(?:url[{SPACES}]*+=[{SPACES}]*+)?"
         r"""(?:'([^']*)|"([^"]*)|(.*))""",
         content,
         re.IGNORECASE | re.DOTALL,
@@ -290,10 +290,12 @@ def refresh_target(content: str) -> str | None:
     return (found and (found[1] or found[2] or found[3])) or None
 
 
+TOLD = r"(?:[^,(]++|\([^)]*+\)?)*+"  # of an image in a srcset: its size, up to a comma outside of brackets
+
+
 def images_of(srcset: str) -> Iterator[str]:
     """The URLs of a srcset: each up to the next space, and after it what tells its size, up to a comma."""
-    told = r"(?:[^,(]++|\([^)]*+\)?)*+"
-    for url in re.findall(rf"([^{SPACES},][^{SPACES}]*+)(?:(?<=,)|{told})", srcset):
+    for url in re.findall(rf"([^{SPACES},][^{SPACES}]*+)(?:(?<=,)|{TOLD})", srcset):
         yield url.rstrip(",")
 
 

@@ -123,7 +123,7 @@ def held_by(value: Any, own: set[str], seen: set[int]) -> Iterator[tuple[str | b
         return
     seen.add(id(value))
     if isinstance(value, re.Pattern):
-        yield value.pattern, value.flags & re.IGNORECASE
+        yield value.pattern, value.flags & sum(FLAGS.values())
     elif isinstance(value, msgspec.Meta) and value.pattern:
         yield value.pattern, 0
     for inner in inside(value, own):
@@ -149,7 +149,15 @@ def inside(value: Any, own: set[str]) -> Iterator[Any]:
         yield from inspect.getclosurevars(value).nonlocals.values()
 
 
+FLAGS = {"IGNORECASE": re.IGNORECASE.value, "VERBOSE": re.VERBOSE.value}  # those that change how a pattern is read
 CALLS = ("compile", "search", "match", "fullmatch", "sub", "subn", "split", "findall", "finditer")
+
+
+class Named(str):
+    """The name of a local variable, or of what it has: it stands where their values would."""
+
+    def __getattr__(self, name: str) -> Named:
+        return Named(name)
 
 
 def written_in(module: ModuleType) -> Iterator[tuple[int, tuple[str | bytes, int]]]:
@@ -158,10 +166,10 @@ def written_in(module: ModuleType) -> Iterator[tuple[int, tuple[str | bytes, int
         called = getattr(node, "func", None)
         if isinstance(called, ast.Attribute) and getattr(called.value, "id", None) == "re" and called.attr in CALLS:
             given = node.args[0]
-            local = {one.id: one.id for one in ast.walk(given) if isinstance(one, ast.Name)}
+            local = {one.id: Named(one.id) for one in ast.walk(given) if isinstance(one, ast.Name)}
             pattern = eval(compile(ast.Expression(given), module.__file__, "eval"), {**local, **vars(module)})
-            ignores = any(isinstance(one, ast.Attribute) and one.attr == "IGNORECASE" for one in ast.walk(node))
-            yield node.lineno, (pattern, re.IGNORECASE if ignores else 0)
+            said = {one.attr for one in ast.walk(node) if isinstance(one, ast.Attribute)}
+            yield node.lineno, (pattern, sum(FLAGS[name] for name in said & FLAGS.keys()))
 
 
 # ── Texts ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -185,12 +193,12 @@ class Hostile(NamedTuple):
 ENDS = ("", "\0\n")  # nothing, and what no pattern expects
 
 
-def hostile_texts(pattern: str | bytes) -> tuple[list[Hostile], list[Hostile]]:
+def hostile_texts(pattern: str | bytes, flags: int) -> tuple[list[Hostile], list[Hostile]]:
     """Of one unit: every control character, every character that the pattern names, every way to begin a match.
 
     And of two: such a character, after a way to begin a match.
     """
-    tree = re._parser.parse(pattern)
+    tree = re._parser.parse(pattern, flags & re.VERBOSE)
     named, begun = sorted(characters(tree)), sorted(openings(tree))
     units = dict.fromkeys((*CONTROLS, *named, *begun))
     return (

@@ -48,7 +48,7 @@ LOOKED_AT = 12  # of the texts and ways that cost most: what costs less grows no
 @pytest.mark.parametrize("pattern", PATTERNS, ids=PATTERNS.values())
 def test_a_pattern_takes_linear_time_over_every_text(pattern: tuple[str | bytes, int]) -> None:
     compiled = re.compile(*pattern)
-    plain, led = hostile_texts(pattern[0])
+    plain, led = hostile_texts(*pattern)
     tried = [(cost_of(compiled, way, one), one, way) for way in (*ONCE, *OFTEN) for one in plain]
     tried += [(cost_of(compiled, way, one), one, way) for way in ONCE for one in led]
     costly = [one for one in tried if one[0] >= QUICK]
