@@ -155,6 +155,7 @@ UPGRADES: dict[int, tuple[str, str]] = {
         INSERT INTO cause (project, pattern, failed_task_count)
         SELECT project, '', COUNT(*) FROM task WHERE status = 2 GROUP BY project;
         UPDATE task SET cause = (SELECT id FROM cause c WHERE c.project = task.project) WHERE status = 2;
+        UPDATE task SET attempt = 1 WHERE status = 2 AND attempt = 0;  -- else who closes it would not look for failures
         INSERT INTO failure
         SELECT t.id, t.project, a.worker, a.end_time, t.attempt, '' FROM task t JOIN assignment a ON a.id = (
             SELECT MAX(id) FROM assignment WHERE task = t.id AND outcome IN ('failed', 'expired'))

@@ -132,6 +132,16 @@ def test_no_secret_is_kept(site: Site) -> None:
     assert json.loads(rows[-1][1])["key"] == "…"
 
 
+def test_who_sets_where_notices_go_is_kept_but_not_the_address(site: Site) -> None:
+    project = site.admin.create_project("crawl")
+    form = {"url": "http://example.org/classified", "kind": "json", "finished": "true"}
+    form |= {"failing_share": "50", "stalled_minutes": "30"}
+    Tab(site.admin.http).act(f"/ui/projects/{project}/notices", form)
+    newest = told(site.admin.http, f"/project/acts/{project}")[0]
+    assert newest["action"] == "set_hook" and newest["details"]["kind"] == "json"
+    assert "classified" not in json.dumps(site.read("SELECT details FROM act"))
+
+
 def test_what_was_refused_is_not_kept(site: Site) -> None:
     project = site.admin.create_project("crawl")
     before = site.read("SELECT * FROM act")

@@ -67,13 +67,14 @@ def furnished() -> tuple[bytes, Place]:
             file.do(lambda tx: tx.execute("DELETE FROM act") and None)
             file.do(lambda tx: tx.execute("DELETE FROM sqlite_sequence WHERE name = 'act'") and None)
             file.do(lambda tx: tx.execute("UPDATE worker_access SET requested = 0") and None)
-            file.do(lambda tx: tx.execute("UPDATE task SET attempt = 0, cause = iif(status = 2, cause, 0)") and None)
+            tried = "UPDATE task SET attempt = (status = 2), cause = iif(status = 2, cause, 0)"
+            file.do(lambda tx: tx.execute(tried) and None)
             file.do(
                 lambda tx: (
                     tx.execute("DELETE FROM failure WHERE task IN (SELECT id FROM task WHERE status <> 2)") and None
                 )
             )
-            file.do(lambda tx: tx.execute(f"UPDATE failure SET attempt = 0, end_time = ({ENDED})") and None)
+            file.do(lambda tx: tx.execute(f"UPDATE failure SET attempt = 1, end_time = ({ENDED})") and None)
             file.do(lambda tx: tx.execute("DELETE FROM failure_total") and None)
             file.do(lambda tx: tx.execute("DELETE FROM act") and None)
             file.do(lambda tx: tx.execute("DELETE FROM sqlite_sequence WHERE name = 'act'") and None)
@@ -213,6 +214,14 @@ def test_an_upgraded_file_has_the_tables_indexes_and_triggers_of_a_fresh_one(old
 def test_every_row_and_every_count_is_there_after_the_upgrade(old: Path, today: File) -> None:
     prepare_file(old, tracker.Settings())
     assert contents(old) == contents(today.path)
+
+
+def test_whoever_closes_a_task_that_had_failed_before_the_upgrade_looks_for_its_failure(old: Path) -> None:
+    """Only a task that was assigned before has one: else it would stay, and count, when the task is gone."""
+    prepare_file(old, tracker.Settings())
+    with opened(old) as connection:
+        found = connection.execute("SELECT task.attempt FROM task JOIN failure ON task = id").fetchall()
+    assert found and all(attempt > 0 for (attempt,) in found)
 
 
 def test_an_upgrade_is_done_once(old: Path) -> None:
