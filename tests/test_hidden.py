@@ -38,7 +38,8 @@ class Hidden(House):
         self.known["POST", "/api/project/request_access"] = Example(self.as_stranger, body=nothing)
         self.known["POST", "/project/delete/{project}"] = Example(self.as_admin, {"project": self.project})
         self.known["POST", "/project/create"] = Example(self.as_admin, body=chained)
-        site.admin.post(f"/project/update/{self.project}", {"hidden": True})
+        for project in self.project, self.unwanted:
+            assert site.admin.post(f"/project/update/{project}", {"hidden": True}).status_code == 200
         manager = self.cookie(self.other)
         self.callers = {"worker": self.as_stranger, "manager": lambda body: manager, "nobody": self.as_nobody}
 
