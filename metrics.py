@@ -48,14 +48,18 @@ class Shared(Generic[Made]):
     async def __call__(self) -> Made:
         """What has lately been made, or is being made. Whoever waits no longer leaves it to the others."""
         if self._making is None or (self._making.done() and time.monotonic() >= self._fresh_until):
-            self._making = asyncio.create_task(self.make())
+            self._making = asyncio.create_task(self._make())
             self._making.add_done_callback(self._made)
         return await asyncio.shield(self._making)
 
+    async def _make(self) -> Made:
+        made = await self.make()
+        self._fresh_until = time.monotonic() + SHARED_TIME  # here: who looks between its end and a callback makes none
+        return made
+
     def _made(self, task: asyncio.Task[Made]) -> None:
-        self._fresh_until = time.monotonic() + SHARED_TIME
-        if task.cancelled() or task.exception():  # who waits is told; who comes later tries again
-            self._making = None
+        if (task.cancelled() or task.exception()) and self._making is task:
+            self._making = None  # who waits is told; who comes later tries again
 
 
 def routes(running: tracker.Tracker) -> list[Route]:
