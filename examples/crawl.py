@@ -90,7 +90,7 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -1655,11 +1655,11 @@ class Worker:
         How long it takes to read what has come is not the site's fault.
         """
         try:
-            asked = as_it_is(page.url) | {"headers": conditions_of(self.original or {})}
+            conditions = conditions_of(self.original or {})
             began = datetime.now(UTC)
             page.since = began.timestamp()
             self.deadline = asyncio.timeout(self.crawl.timeout)
-            async with self.deadline, self.http.stream("GET", **asked) as response:
+            async with self.deadline, asked(self.http, page.url, conditions) as response:
                 address = address_of(response)  # while there is a connection
                 raw, body = await (self.read_sitemap if page.sitemap else self.read)(response, page)
                 self.exchange = Exchange(response, raw, body, began, address)
@@ -1763,10 +1763,39 @@ def headers_of(user_agent: str) -> dict[str, str]:
     return {"User-Agent": user_agent, "Accept-Encoding": ACCEPTED}
 
 
-def as_it_is(url: str) -> dict:
+@contextlib.asynccontextmanager
+async def asked(
+    client: httpx.AsyncClient, url: str, headers: dict[str, str] | None = None
+) -> AsyncIterator[httpx.Response]:
+    """The answer to a GET of this URL, whose body is to be read.
+
+    A site may end a connection that was kept at any time (RFC 9112, 9.3.1), also just when we ask: then we ask over
+    another, and the page has not failed.
+    """
+    is_new = False
+
+    async def trace(event: str, _about: dict) -> None:
+        nonlocal is_new
+        is_new = is_new or event == "connection.connect_tcp.started"
+
+    request = client.build_request("GET", url, headers=headers, extensions={"trace": trace} | as_it_is(url))
+    response = None
+    while response is None:
+        try:
+            response = await client.send(request, stream=True)
+        except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
+            if is_new:
+                raise
+    try:
+        yield response
+    finally:
+        await response.aclose()
+
+
+def as_it_is(url: str) -> dict[str, bytes]:
     """What makes httpx ask for this URL, and not for one that is quoted in its own way."""
     target = re.sub("^[a-z]+://[^/]*", "", url).encode()
-    return {"url": url} if httpx.URL(url).raw_path == target else {"url": url, "extensions": {"target": target}}
+    return {} if httpx.URL(url).raw_path == target else {"target": target}
 
 
 IN_TYPES = frozenset("!#$%&'*+.^_`|~-" + string.digits + string.ascii_lowercase)
@@ -1988,7 +2017,7 @@ async def get_robots(url: str, user_agent: str, auth: httpx.Auth | None) -> tupl
     client = httpx.AsyncClient(headers=headers_of(user_agent), auth=auth, timeout=None)
     async with asyncio.timeout(ROBOTS_TIMEOUT), client:
         for _ in range(MOST_HOPS):
-            async with client.stream("GET", **as_it_is(url)) as response:
+            async with asked(client, url) as response:
                 target = response.has_redirect_location and normalise(response.headers["Location"], url)
                 if not target:
                     return response, await read_up_to(MOST_ROBOTS, response)

@@ -73,9 +73,17 @@ class HostileSite(socketserver.ThreadingTCPServer):
         """A client that goes away is nothing to report."""
 
 
+class LeavingSite(HostileSite):
+    """Answers the first request of each connection, and ends it when the second has come."""
+
+    def finish_request(self, request: Any, address: Any) -> None:
+        super().finish_request(request, address)
+        request.recv(65536)
+
+
 @contextlib.contextmanager
-def serving(answers: dict[str, Any]) -> Iterator[HostileSite]:
-    with HostileSite(answers) as site:
+def serving(answers: dict[str, Any], kind: type[HostileSite] = HostileSite) -> Iterator[HostileSite]:
+    with kind(answers) as site:
         threading.Thread(target=site.serve_forever, args=(0.02,), daemon=True).start()
         yield site
         site.shutdown()
@@ -95,6 +103,28 @@ def links(answers: dict[str, Any], folder: Path, **settings: Any) -> list[str]:
     """The paths that the page /a of a site with these answers links to."""
     with serving(answers) as site, working(site, folder, **settings) as worker:
         return [link.removeprefix(site.url[:-1]) for link in worker.fetch(f"{site.url}a", found_on="").links]
+
+
+# ── Connections that are kept ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_connection_that_ends_when_the_next_page_is_asked_for_costs_that_page_nothing(tmp_path: Path) -> None:
+    answers = {f"/{name}": page("") for name in "abc"}
+    with serving(answers, LeavingSite) as site, working(site, tmp_path) as worker:
+        assert [worker.fetch(f"{site.url}{name}", found_on="").outcome for name in "abc"] == ["ok"] * 3
+        assert site.asked == ["/a", "/b", "/c"]
+
+
+def test_redirects_of_robots_txt_are_followed_over_connections_that_end(tmp_path: Path) -> None:
+    answers = {"/robots.txt": answer("", "Location: /rules", status=301), "/rules": answer("User-agent: *")}
+    with serving(answers, LeavingSite) as site:
+        assert crawl.read_robots(f"{site.url}a", "test") == "User-agent: *"
+
+
+def test_a_site_that_ends_each_connection_without_an_answer_is_asked_once(tmp_path: Path) -> None:
+    with serving({"/a": []}) as site, working(site, tmp_path) as worker:
+        assert worker.fetch(f"{site.url}a", found_on="").outcome == "failed"
+        assert site.asked == ["/a"]
 
 
 # ── One deadline for a page ───────────────────────────────────────────────────────────────────────────────────────────
@@ -440,8 +470,7 @@ def test_what_is_fetched_is_the_url_without_its_login_and_fragment_and_stays_as_
     fetched = f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}"
     assert crawl.normalise(link, base) == fetched
     assert crawl.normalise(fetched) == fetched
-    asked = crawl.as_it_is(fetched)
-    target = asked.get("extensions", {}).get("target", crawl.httpx.URL(asked["url"]).raw_path)
+    target = crawl.as_it_is(fetched).get("target", crawl.httpx.URL(fetched).raw_path)
     assert target.decode() == slash + path
 
 
