@@ -115,12 +115,6 @@ def test_a_connection_that_ends_when_the_next_page_is_asked_for_costs_that_page_
         assert site.asked == ["/a", "/b", "/c"]
 
 
-def test_redirects_of_robots_txt_are_followed_over_connections_that_end(tmp_path: Path) -> None:
-    answers = {"/robots.txt": answer("", "Location: /rules", status=301), "/rules": answer("User-agent: *")}
-    with serving(answers, LeavingSite) as site:
-        assert crawl.read_robots(f"{site.url}a", "test") == "User-agent: *"
-
-
 def test_a_site_that_ends_each_connection_without_an_answer_is_asked_once(tmp_path: Path) -> None:
     with serving({"/a": []}) as site, working(site, tmp_path) as worker:
         assert worker.fetch(f"{site.url}a", found_on="").outcome == "failed"
