@@ -32,10 +32,10 @@ class StillClock(tracker.Clock):
 
     def __init__(self) -> None:
         super().__init__()
-        self.now = 0.0
+        self.now = self.down = 0.0  # seconds for which the tracker was up, and was not
 
     def time(self) -> float:
-        return self.START + self.now
+        return self.START + self.now + self.down
 
     def uptime(self) -> float:
         return self.now

@@ -33,7 +33,7 @@ import pauses
 import retention
 import shapes
 import tracker
-from database import upgrade_schema
+from database import load_seen, load_uptime, save_uptime, upgrade_schema
 from tracker import DELAYED, FAIL, FAILED, NEW, OK, SKIP, TaskAction, TaskFilter
 
 DEFAULT_TIME = 100  # seconds; the max_assign_time of tasks that have none of their own
@@ -63,8 +63,9 @@ class Task:
     retries: int = 0
     lost_leases: int = 0
     attempt: int = 0
-    not_before: float | None = None  # by the tracker's own time
+    not_before: float | None = None  # by the clock, as seconds since its start
     assignee: int | None = None
+    assigned: float | None = None  # by the clock, too
     assigned_uptime: float | None = None
     deadline: float | None = None
     reports: dict[int, int] = dataclasses.field(default_factory=dict)  # worker: the hash that it reported
@@ -82,7 +83,7 @@ class Task:
         return "awaiting_verification" if self.reports else "waiting"
 
     def put_back(self) -> None:
-        self.assignee = self.assigned_uptime = self.deadline = None
+        self.assignee = self.assigned = self.assigned_uptime = self.deadline = None
         self.changes += 1
 
     def delay(self, until: float) -> None:
@@ -99,7 +100,7 @@ class Task:
 
 
 class Past(NamedTuple):
-    """An assignment that has ended, by the tracker's own time."""
+    """An assignment that has ended, by the clock."""
 
     task: int  # its number
     worker: int
@@ -131,9 +132,13 @@ class Project:
 
 
 class Model:
-    """The queue as a list in order of submission, and plain loops over it."""
+    """The queue as a list in order of submission, and plain loops over it.
+
+    `now` is the uptime, which stands still while the tracker is down: `down` seconds in all.
+    """
 
     def __init__(self) -> None:
+        self.down = 0.0
         self.tasks: list[Task] = []
         self.submitted = 0
         self.past: list[Past] = []
@@ -150,6 +155,7 @@ class Model:
         self.submitted += 1
         task = Task(self.submitted, project, recipe, **fields)
         self.tasks.append(task)
+        now += self.down
         if due is not None and (until := now - due if due < 0 else due - StillClock.START) > now:
             task.delay(until)
         return True
@@ -169,7 +175,7 @@ class Model:
                 continue
             if self.is_failing(place):
                 self.pauses[place] = now + pauses.PAUSE
-            task.assignee, task.assigned_uptime = worker, now
+            task.assignee, task.assigned, task.assigned_uptime = worker, now + self.down, now
             task.deadline = now + (task.max_assign_time or DEFAULT_TIME)
             task.attempt += 1
             task.changes += 1
@@ -214,15 +220,15 @@ class Model:
             if task.retries >= task.max_retries:
                 task.status = FAILED
             else:
-                task.rest(now)
+                task.rest(now + self.down)
         if result == SKIP and delay:
-            task.delay(now + delay)
+            task.delay(now + self.down + delay)
         self.end(task, {OK: "verified", FAIL: "failed", SKIP: "skipped"}[result], now)
         return result != OK
 
     def end(self, task: Task, outcome: str, now: float) -> None:
         """The task is taken from its assignee."""
-        self.past.append(Past(task.number, task.assignee, task.assigned_uptime, now, outcome))
+        self.past.append(Past(task.number, task.assignee, task.assigned, now + self.down, outcome))
         task.put_back()
 
     def close(self, task: Task, now: float) -> None:
@@ -231,7 +237,7 @@ class Model:
         self.failures[task.project.id, task.assignee] = 0
         self.tallies[task.project.id, task.assignee].runtimes.append(now - task.assigned_uptime)
         if any(past.task == task.number for past in self.past):
-            self.past.append(Past(task.number, task.assignee, task.assigned_uptime, now, "closed"))
+            self.past.append(Past(task.number, task.assignee, task.assigned, now + self.down, "closed"))
         project = task.project
         project.closed += 1
         if project.keep_hashes and task.hash64 is not None:
@@ -250,12 +256,12 @@ class Model:
                 task.status = FAILED
                 task.failure = task.assignee, task.attempt, failures.LOST_LEASE
             else:
-                task.rest(now)
+                task.rest(now + self.down)
             self.end(task, "expired", now)
 
     def wake(self, now: float) -> None:
         for task in self.tasks:
-            if task.not_before is not None and task.not_before <= now:
+            if task.not_before is not None and task.not_before <= now + self.down:
                 task.wake()
 
     def act(self, action: str, priority: int | None, task: Task, now: float) -> bool:
@@ -355,9 +361,9 @@ class LifeCycles(RuleBasedStateMachine):
         defaults = {"default_max_assign_time": DEFAULT_TIME, "default_max_lost_leases": DEFAULT_LOST}
         defaults |= {"pause_after_failures": MOST_FAILURES, "max_extension": 200}
         self.settings = tracker.Settings(session_lifetime=1e9, **defaults)
-        self.connection = sqlite3.connect(":memory:", isolation_level=None, cached_statements=512)
-        self.connection.row_factory = sqlite3.Row
+        self.connection = self.connect()
         upgrade_schema(Path("memory"), self.connection)
+        self.write(load_uptime)
         self.model, self.operations, self.recipes = Model(), [], 0
         self.ids: dict[int, int] = {}  # number of a task: its id
         self.paused_workers: set[int] = set()
@@ -365,6 +371,11 @@ class LifeCycles(RuleBasedStateMachine):
         self.projects = [Project(self.create_project(name)) for name in ("first", "second")]
         self.callers = [self.create_worker() for _ in WORKERS]
         self.workers = {caller.id: worker for worker, caller in enumerate(self.callers)}
+
+    def connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(":memory:", isolation_level=None, cached_statements=512)
+        connection.row_factory = sqlite3.Row
+        return connection
 
     def create_project(self, name: str) -> int:
         return self.write(tracker.create_project, self.session, shapes.ProjectBody(name=name))["id"]
@@ -576,6 +587,20 @@ class LifeCycles(RuleBasedStateMachine):
 
     def hour(self) -> int:
         return int(self.clock.time()) // HOUR
+
+    @rule(down=st.sampled_from([0, 5, 100, HOUR]))
+    def restart(self, down: int) -> None:
+        """Killed, and started again later: all that it knows then is in the file. Leases go on; due times have come."""
+        self.write(save_uptime)  # as it does each second
+        file = self.connection.serialize()
+        self.connection.close()
+        self.connection = self.connect()
+        self.connection.deserialize(file)
+        tx = tracker.Tx(self.connection, self.clock, self.settings)
+        assert load_uptime(tx) == self.clock.now
+        self.clock.down = self.model.down = self.clock.down + down
+        self.clock.start(self.clock.now, load_seen(tx))
+        assert self.write(tracker.unfinished_operations) == [operation.id for operation in self.operations]
 
     # ── What managers do ──
 
