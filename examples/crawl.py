@@ -21,10 +21,13 @@ It speaks to the tracker through the public HTTP API alone, by the library `work
    too early.
 
 **A host** is asked for one page at a time, with a pause (--rate, or what its robots.txt says), whatever the number of
-workers. STATE/hosts.db has what the crew knows of it, also after a restart. One that is too busy (429, 503, 502, 504)
-or away (no connection, no name, no answer) is left alone, longer each time, or for as long as it asks; its pages go
-back to the tracker with a delay, which costs them no attempt, and other hosts go on. One that stays away
-(--host-patience) fails its pages, also when it goes on asking for more time, or asks for more than that.
+workers. STATE/hosts.db has what the crew knows of it, also after a restart. One that is too busy (429, 502, 503, 504,
+or an error with Retry-After) or away (no connection, no name, no TLS) is left alone, longer each time, or for as long
+as it asks; its pages go back to the tracker with a delay, which costs them no attempt, and other hosts go on. When
+five pages in a row have failed otherwise (silence, drips, resets, garbage, 500), the next thing that the host is asked
+for is the page that it has answered last: if that comes, the pages are at fault, and each fails after --max-retries;
+else the host is away. One that stays away (--host-patience) fails its pages. The longest rest that it has asked for,
+of 30 days at most, does not count there; asking again and again does.
 
 Press Ctrl-C, kill a worker, kill the tracker: start again what is gone, with the same command, and the crawl goes on.
 While the tracker is away the workers repeat their request with growing pauses; while a disk is full they wait.
@@ -139,7 +142,10 @@ FIRST_REST, LONGEST_REST = 2, 600  # seconds for which a host that is too busy, 
 SLOWEST, NO_GAP = 10, 0.05  # seconds between two pages after that: no more at first, and below which they are none
 PATIENCE = 1  # seconds for which a worker waits with a page in hand for the turn of its host
 MOST_PUT_OFF = 5  # times that a page is put off; if its host then answers others, it is the page that is at fault
-MOST_SILENT = 5  # pages in a row without an answer, after which it is the host that is away
+MOST_SILENT = 5  # pages in a row that have failed, after which the host is asked for one that it has answered before
+MOST_GRANTED = 30 * 86400  # seconds of one rest that a host may ask for before patience with it begins to run
+BUSY = (429, 502, 503, 504)  # the host is, whatever page it was asked for
+MAY_ASK_FOR_REST = (403, 408, 413, 425)  # as every answer of 500 and more
 FULL_DISK_PAUSE = 10  # seconds
 HELD = 86400  # seconds for which the lease of a page is extended, at most: for a disk that is full
 LONGEST_DELAY = 1e9  # seconds that the tracker takes
@@ -711,12 +717,19 @@ class Scope:
 
 
 def submit(
-    tracker: Tracker, crawl: Crawl, urls: Iterable[str], found_on: str, depth: int, sitemap: int = 0, hops: int = 0
+    tracker: Tracker,
+    crawl: Crawl,
+    urls: Iterable[str],
+    found_on: str,
+    depth: int,
+    sitemap: int = 0,
+    hops: int = 0,
+    delay: float = 0,
 ) -> None:
     """Store the URLs as tasks; the tracker skips those that this project has seen before.
 
     What is nearer to a seed comes first. sitemap: the URLs are not of pages, but of sitemaps of this level. hops: the
-    redirects in a row that have led to them.
+    redirects in a row that have led to them. delay: seconds for which nobody asks for them.
     """
     tasks = []
     for url in urls:
@@ -725,6 +738,7 @@ def submit(
         key = f"sitemap {url}" if sitemap else crawl.scope.key(url)
         tasks.append({"recipe": json.dumps(recipe), "unique_string": key, "priority": -min(depth, 2**15 - 1)})
     limits = {"max_assign_time": crawl.max_assign_time, "max_retries": crawl.max_retries}
+    limits |= {"delay": delay} if delay else {}
     tracker.submit_few(crawl.project, tasks, **limits)
 
 
@@ -808,13 +822,15 @@ class Host:
     rests_until: float = 0
     refusals: int = 0  # the last ones in a row, none for an answer between
     away_since: float = 0  # it has answered no page since
-    silent: int = 0  # the last pages in a row that had no answer
+    silent: int = 0  # the last pages in a row that failed
     slow: float = 0  # seconds between two pages after a rest
     delay: float = 0  # that its robots.txt asks for
     pages: int = 0
     seconds: float = 0  # for all of them
     pace: float = 0  # seconds for one, lately
     trouble: str = ""
+    good: str = ""  # the page that it has answered last
+    granted: float = 0  # the longest rest that it has asked for, and got, since then
 
     TIMES: ClassVar = ("next_turn", "busy_until", "asked", "booked", "rests_until", "away_since")
 
@@ -847,11 +863,19 @@ class Hosts:
             self.db.execute("PRAGMA journal_mode = TRUNCATE")  # several write: SQLite < 3.51.3 may damage a WAL
             self.db.execute("PRAGMA synchronous = NORMAL")
             self.db.executescript(self.SCHEMA)
+            self.add_columns()
         except sqlite3.DatabaseError as error:
             raise CrawlError(f"{file} cannot be used: {error}. Remove it, or choose another --state.") from None
 
     def close(self) -> None:
         self.db.close()
+
+    def add_columns(self) -> None:
+        """What is known of hosts may be of an earlier version of this program."""
+        known = {row[1] for row in self.db.execute("PRAGMA table_info(host)")}
+        for column in fields(Host):
+            if column.name not in known:
+                self.db.execute(f"ALTER TABLE host ADD COLUMN {column.name} DEFAULT {column.default!r}")
 
     def change(self, do: Callable[[], T]) -> T:
         """What `do` returns, all of whose changes are made, or none."""
@@ -929,38 +953,46 @@ class Hosts:
     def refuse(self, name: str, seconds: float, trouble: str) -> tuple[bool, bool]:
         """The host is too busy or away, for so many seconds (0: it did not say).
 
-        Whether that is news, and whether it has answered the page before this one.
+        Whether that is news, and whether it has answered the page before this one. Patience with it does not
+        run for as long as the longest rest is that it has asked for, unless that is more than MOST_GRANTED.
         """
 
         def refuse(host: Host, now: float) -> tuple[bool, bool]:
             news, answers = host.rests_until <= now, not host.refusals
             host.refusals += news
-            host.away_since = host.away_since or now
             rest = seconds or min(FIRST_REST * 2 ** min(host.refusals - 1, 20), LONGEST_REST)
+            longer = seconds - host.granted if host.granted < seconds <= MOST_GRANTED else 0
+            host.away_since, host.granted = (host.away_since or now) + longer, host.granted + longer
             host.rests_until = max(host.rests_until, now + rest)
             host.slow, host.trouble = max(host.slow, min(rest / 8, SLOWEST)), trouble[:500]
             return news, answers
 
         return self.with_host(name, refuse)
 
-    def accept(self, name: str) -> None:
-        """The host has answered as it should: the next page may come sooner."""
+    def accept(self, name: str, url: str) -> None:
+        """The host has answered for this page as it should: the next one may come sooner."""
 
         def accept(host: Host, now: float) -> None:
-            host.silent = host.away_since = 0
+            host.silent = host.away_since = host.granted = 0
+            host.good = url
             if host.rests_until <= now:
                 host.refusals, host.slow = 0, host.slow / 2 if host.slow > NO_GAP else 0
 
         self.with_host(name, accept)
 
-    def is_silent(self, name: str) -> bool:
-        """It has not answered a page in time: whether that is about the host by now."""
+    def count_failure(self, name: str) -> Host:
+        """A page of the host has failed, or did not come in time."""
 
-        def count(host: Host, _now: float) -> bool:
+        def count(host: Host, _now: float) -> Host:
             host.silent += 1
-            return host.silent >= MOST_SILENT
+            return host
 
         return self.with_host(name, count)
+
+    def doubted(self, name: str) -> str:
+        """The page that the host has answered last, if so many have failed, or been refused, since. Else empty."""
+        doubted = self.read("name = ? AND (silent >= ? OR refusals > ?)", name, MOST_SILENT, MOST_PUT_OFF)
+        return doubted[0].good if doubted else ""
 
     def rest(self, name: str) -> float:
         """Seconds for which the host is to be left alone."""
@@ -1027,8 +1059,19 @@ def retry_after(response: httpx.Response) -> float:
         return min(float(value), LONGEST_DELAY)
     if not (then := unix_time(value)):
         return 0
-    now = unix_time(response.headers.get("Date", "")[:100]) or time.time()
+    now = unix_time("".join(response.headers.get_list("Date")[:1])[:100]) or time.time()
     return min(max(then - now, 0), LONGEST_DELAY)
+
+
+def outcome_of(response: httpx.Response) -> tuple[str, float]:
+    """What becomes of a page by an answer that is neither it nor a redirect, and the rest that its host asks for.
+
+    Whoever says when to come again has refused for now, whatever the reason (RFC 9110, 10.2.3 and 15.5.14; RFC 6585).
+    """
+    status, rest = response.status_code, retry_after(response)
+    if status in BUSY or (rest and (status >= 500 or status in MAY_ASK_FOR_REST)):
+        return "refused", rest
+    return "failed" if status >= 500 or status in (408, 425) else "broken", 0
 
 
 def unix_time(date: str) -> float | None:
@@ -1451,11 +1494,11 @@ class Worker:
                     self.learn_robots(url)
                 except RobotsAway as trouble:
                     self.refuse(host, trouble.retry_after, str(trouble))
-                    if self.is_given_up(host):
-                        return self.give_up(url, found_on, depth)
-                    raise PutOff(self.until_asked(host, self.hosts.rest(host)), str(trouble)) from None
+                    return self.put_off(url, found_on, depth, str(trouble))
                 self.leave()
             self.take_turn(host)
+            if (good := self.hosts.doubted(host)) and not self.is_forbidden(good):
+                return self.put_off(url, found_on, depth, self.try_host(host, good))
         return self.crawl_page(url, found_on, depth, sitemap, task, hops)
 
     def is_given_up(self, host: str) -> bool:
@@ -1466,13 +1509,36 @@ class Worker:
         away = self.hosts.away(host)
         return min(due, max(0, self.crawl.host_patience - away) + 1) if away else due
 
+    def put_off(self, url: str, found_on: str, depth: int, reason: str) -> Page:
+        """The page, given up as its host is. PutOff while there is patience with that."""
+        host = host_of(url)
+        if self.is_given_up(host):
+            return self.give_up(url, found_on, depth)
+        raise PutOff(self.until_asked(host, self.hosts.rest(host)), reason)
+
     def give_up(self, url: str, found_on: str, depth: int) -> Page:
         """A page that fails as its host has done."""
         (host,) = self.hosts.read("name = ?", host_of(url))
-        error = f"its host has not answered for {time.time() - host.away_since:.0f} s: {host.trouble}"
+        error = f"its host has not answered for {self.hosts.away(host.name):.0f} s: {host.trouble}"
         page = Page(url, found_on, "failed", error=error, depth=depth, for_good=True)
         self.record(page)
         return page
+
+    def try_host(self, host: str, good: str) -> str:
+        """Ask a host, from which nothing else comes, for a page that it has answered. What that has shown.
+
+        Pages that never come are told from a host that is away by this: they cost it no rest, and it costs them no
+        attempt.
+        """
+        page, self.original = Page(good, ""), None
+        self.ask(page)
+        self.leave()
+        if page.outcome in ("ok", "broken"):
+            self.hosts.accept(host, good)
+            return f"{host} answers: it is its pages that do not come"
+        trouble = f"{page.error or page.status} {good}"
+        self.refuse(host, page.retry_after, trouble)
+        return trouble
 
     def take_turn(self, host: str, seconds: float = 0) -> None:
         """Wait until the host may be asked, for so many seconds (0: that a page takes at most).
@@ -1533,11 +1599,14 @@ class Worker:
     def against(self, url: str, depth: int, sitemap: int = 0) -> str:
         """Why a page is not asked for. Empty if it is."""
         reason = "" if sitemap else self.crawl.scope.against(url, depth)
-        rules = None if reason else self.robots_of(url)
-        if reason or (rules and not rules.can_fetch(url, self.crawl.user_agent)):
+        if reason or self.is_forbidden(url):
             return reason or "forbidden by robots.txt"
         shape = shape_of(url)
         return "too many that differ in the query or a date" if self.are_many(shape) else ""
+
+    def is_forbidden(self, url: str) -> bool:
+        rules = self.robots_of(url)
+        return bool(rules) and not rules.can_fetch(url, self.crawl.user_agent)
 
     def are_many(self, shape: str) -> bool:
         return bool(shape) and self.hosts.pages_like(shape) >= self.crawl.max_variants
@@ -1563,8 +1632,9 @@ class Worker:
                 page.leave_out(reason, link)
             else:
                 followed.append(link)
-        submit(self.tracker, self.crawl, followed, url, depth if sitemap else depth + 1, hops=hops)
-        submit(self.tracker, self.crawl, page.sitemaps, url, depth, page.sitemap + 1, hops)
+        redirect = {"hops": hops, "delay": min(page.retry_after, MOST_GRANTED) if hops else 0}
+        submit(self.tracker, self.crawl, followed, url, depth if sitemap else depth + 1, **redirect)
+        submit(self.tracker, self.crawl, page.sitemaps, url, depth, page.sitemap + 1, **redirect)
         if page.outcome == "broken" or page.truncated:
             self.log("warn", f"{page.outcome}: {describe(asdict(page))}")
         self.record(page, followed + page.sitemaps)
@@ -1573,11 +1643,14 @@ class Worker:
     def judge_host(self, page: Page, task: int) -> None:
         """Note what the page tells of its host. PutOff when it came to nothing, and that is the host's fault."""
         host = host_of(page.url)
-        if page.outcome == "failed" and page.status is None and page.asked and self.hosts.is_silent(host):
-            page.outcome = "refused"
+        if page.outcome == "failed" and page.asked:
+            known = self.hosts.count_failure(host)
+            if known.silent >= MOST_SILENT and known.good:
+                raise PutOff(0, f"{known.silent} pages of {host} have failed in a row: what it has answered is next")
+            page.outcome = "refused" if known.silent >= MOST_SILENT else "failed"
         if page.outcome != "refused":
-            if page.asked and page.status is not None:
-                self.hosts.accept(host)
+            if page.outcome in ("ok", "broken") and page.asked:
+                self.hosts.accept(host, page.url)
             return
         reason = f"{page.error or page.status} {page.url}"
         others_are_answered = self.refuse(host, page.retry_after, reason)
@@ -1631,8 +1704,13 @@ class Worker:
             page.outcome, page.error = "left out", reason
             page.leave_out(reason, url)
             return page
-        page.asked = True
         self.original = self.find_original(page)
+        self.ask(page)
+        return page
+
+    def ask(self, page: Page) -> None:
+        """Send the request, and judge what comes of it."""
+        page.asked = True
         try:
             self.loop.run(self.get(page))
         except httpx.HTTPError as error:
@@ -1640,7 +1718,6 @@ class Worker:
             page.outcome, page.error = "refused" if is_away else "failed", f"{type(error).__name__} {error}".strip()
         except httpx.InvalidURL as error:  # a seed, of more than 64 KiB
             page.outcome, page.error, page.for_good, page.asked = "failed", f"InvalidURL {error}", True, False
-        return page
 
     def find_original(self, page: Page) -> dict | None:
         """What an earlier crawl has recorded of the page: one that came whole and, if we keep pages, was kept."""
@@ -1674,7 +1751,7 @@ class Worker:
             self.take_over(page)
         elif response.has_redirect_location:
             target = normalise(response.headers.get_list("Location")[0], page.url)
-            page.links = page.of_fair_length([target] if target else [])
+            page.links, page.retry_after = page.of_fair_length([target] if target else []), retry_after(response)
             if not page.found_on and not any(map(self.crawl.covers, page.links)):
                 page.outcome, page.error = "broken", f"redirect out of the crawl's scope, to {target}, by"
         elif response.is_success:
@@ -1686,12 +1763,8 @@ class Worker:
             else:
                 self.read_links(body, response, page)
             return raw, body
-        elif page.status in (429, 502, 503, 504):
-            page.outcome, page.retry_after = "refused", retry_after(response)
-        elif page.status == 408 or page.status >= 500:
-            page.outcome, page.retry_after = "failed", retry_after(response)
         else:
-            page.outcome = "broken"
+            page.outcome, page.retry_after = outcome_of(response)
         return await read_rest(self.crawl.max_body, response) if self.keepers else b"", b""
 
     def take_over(self, page: Page) -> None:
@@ -1738,6 +1811,7 @@ class Worker:
         if response.has_redirect_location:
             target = normalise(response.headers.get_list("Location")[0], page.url)
             page.sitemaps, page.sitemap = page.of_fair_length([target] if target else []), page.sitemap - 1
+            page.retry_after = retry_after(response)
         elif response.is_success:
             raw = await read_raw(MOST_SITEMAP + 1, response)
             self.deadline.reschedule(None)
@@ -1748,9 +1822,7 @@ class Worker:
                 page.sitemaps = [link for link in named if host_of(link) == host_of(page.url)]
             return raw, body
         else:
-            page.retry_after = retry_after(response)
-            busy, gone = page.status in (429, 502, 503, 504), page.status < 500 and page.status != 408
-            page.outcome = "refused" if busy else "broken" if gone else "failed"
+            page.outcome, page.retry_after = outcome_of(response)
         return await read_rest(self.crawl.max_body, response) if self.keepers else b"", b""
 
     def log(self, level: str, message: str) -> None:
@@ -2000,9 +2072,9 @@ def read_robots(url: str, user_agent: str, auth: httpx.Auth | None = None) -> st
         raise RobotsAway(f"{robots} cannot be read: it takes longer than {ROBOTS_TIMEOUT} s") from None
     except httpx.HTTPError as error:
         raise RobotsAway(f"{robots} cannot be read: {str(error) or type(error).__name__}") from None
-    if response.status_code >= 500 or response.status_code == 429:
-        told = f"{robots} answers {response.status_code}, so nobody knows what it allows"
-        raise RobotsAway(told, retry_after(response))
+    outcome, rest = outcome_of(response)
+    if not response.is_success and outcome != "broken":
+        raise RobotsAway(f"{robots} answers {response.status_code}, so nobody knows what it allows", rest)
     return read_rules(body) if response.is_success else ""
 
 
@@ -2437,7 +2509,7 @@ def describe_hosts(crawl: Crawl) -> list[dict]:
             "host": host.name,
             "pages": host.pages,
             "seconds_per_page": round(host.seconds / max(host.pages, 1), 3),
-            "away_for": round(now - host.away_since) if host.away_since else 0,
+            "away_for": round(max(0, now - host.away_since)) if host.away_since else 0,
             "rests_for": round(max(0, host.rests_until - now)),
             "trouble": host.trouble,
         }
@@ -2639,7 +2711,8 @@ def parse_arguments() -> argparse.Namespace:
         metavar="SECONDS",
         type=float,
         default=3 * 86400,
-        help="for a host that does not answer, whose pages then fail (default: 3 days)",
+        help="for a host that does not answer, whose pages then fail; a rest that it asks for, of 30 days at most,"
+        " comes on top (default: 3 days)",
     )
     add("--max-body", metavar="BYTES", type=int, default=10 * 2**20, help="of one page, the rest is cut off (10 MiB)")
     add("--max-assign-time", metavar="SECONDS", type=int, default=30, help="then a lost page comes back (default: 30)")

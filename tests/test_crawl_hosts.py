@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from test_crawl import get_project, give, read_report, run_crawl, start_crawl, working
-from test_crawl_hostile import HostileSite, answer, page, serving
+from test_crawl_hostile import HTML, RESET, START, HostileSite, answer, page, serving
 
 import tracker
 import worker as library
@@ -450,12 +450,90 @@ def test_a_host_that_is_away_is_left_alone_and_its_pages_lose_no_attempt(
     assert len(said) == 1 and "is left alone until" in said[0] and error in said[0]
 
 
-def test_a_host_that_answers_no_page_in_time_is_away_after_some(tmp_path: Path) -> None:
-    with serving({f"/{n}": [1] for n in range(9)}) as site, working(site.url, tmp_path, timeout=0.1) as one:
-        results = []
-        for number in range(crawl.MOST_SILENT + 1):
-            results.append(give(one, f"{site.url}{number}")["result"])
-    assert results == [library.FAILED] * (crawl.MOST_SILENT - 1) + [library.SKIPPED] * 2
+def test_a_host_that_speaks_no_tls_is_away(tmp_path: Path) -> None:
+    with serving({}) as site:
+        url = site.url.replace("http:", "https:")
+        with working(url, tmp_path) as one:
+            assert give(one, f"{url}a")["result"] == library.SKIPPED
+            assert one.hosts.away("127.0.0.1") > 0
+
+
+FAILURES = {  # how a page fails
+    "silence": [0.5],
+    "a body that drips": [START, b"\r\n", *[b"x", 0.04] * 9],
+    "a reset": [RESET],
+    "a reset in the body": [START, b"\r\nx", 0.01, RESET],
+    "nothing": [],
+    "what is no HTTP": [b"220 smtp.example.org ESMTP\r\n"],
+    "half a body": [START, b"Content-Length: 99\r\n\r\nx"],
+    "what is no gzip": answer("x", HTML, "Content-Encoding: gzip"),
+    "500": answer("", HTML, status=500),
+}
+
+
+def give_all(one: crawl.Worker, site: HostileSite, *paths: str) -> list[int]:
+    """How the pages of a site are released, if no time passes for its host."""
+    results = []
+    for path in paths:
+        one.hosts.db.execute("UPDATE host SET rests_until = 0, next_turn = 0")
+        results.append(give(one, f"{site.url}{path}")["result"])
+    return results
+
+
+@pytest.mark.parametrize("failure", FAILURES.values(), ids=FAILURES)
+def test_a_host_from_which_nothing_but_failures_comes_is_away_and_its_pages_lose_no_attempt(
+    failure: list[Any], tmp_path: Path
+) -> None:
+    with serving({"/a": failure}) as site, working(site.url, tmp_path, timeout=0.1, host_patience=3600) as one:
+        assert give_all(one, site, *"aaaaa") == [library.FAILED] * (crawl.MOST_SILENT - 1) + [library.SKIPPED]
+        assert one.hosts.rest("127.0.0.1") > 1
+        one.hosts.db.execute("UPDATE host SET away_since = away_since - 3601")
+        assert give(one, f"{site.url}b")["result"] == library.FAILED
+        assert "/b" not in site.asked
+
+
+@pytest.mark.parametrize("failure", [FAILURES["nothing"], FAILURES["500"]], ids=["nothing", "500"])
+def test_pages_that_fail_one_after_the_other_fail_for_themselves_while_their_host_answers_for_another(
+    failure: list[Any], tmp_path: Path
+) -> None:
+    with serving({"/a": failure, "/good": page("")}) as site, working(site.url, tmp_path, timeout=9) as one:
+        give(one, f"{site.url}good")
+        round = [library.FAILED] * (crawl.MOST_SILENT - 1) + [library.SKIPPED] * 2
+        assert give_all(one, site, *"aaaaaa" * 2) == round * 2
+        assert site.asked == ["/good", *["/a"] * 5, "/good", *["/a"] * 5, "/good"]
+        assert one.hosts.away("127.0.0.1") == 0
+
+
+def test_a_host_that_does_not_even_answer_for_what_it_had_answered_is_away(tmp_path: Path) -> None:
+    answers = {"/a": answer(status=500), "/good": [page(""), answer(status=500)]}
+    with serving(answers) as site, working(site.url, tmp_path, timeout=9, host_patience=3600) as one:
+        give(one, f"{site.url}good")
+        assert give_all(one, site, *"aaaaaaaa")[-3:] == [library.SKIPPED] * 3
+        assert site.asked[-3:] == ["/good"] * 3
+        assert one.hosts.away("127.0.0.1") > 0
+        one.hosts.db.execute("UPDATE host SET away_since = away_since - 3601")
+        assert give_all(one, site, "a") == [library.FAILED]
+
+
+def test_a_host_is_not_asked_again_for_what_its_robots_txt_forbids_by_now(tmp_path: Path) -> None:
+    answers = {"/a": answer(status=500), "/good": page("")}
+    with serving(answers) as site, working(site.url, tmp_path, timeout=9) as one:
+        give(one, f"{site.url}good")
+        one.hosts.keep_robots(site.url, "User-agent: *\nDisallow: /good")
+        one.rules.clear()
+        give_all(one, site, *"aaaaaaa")
+        assert site.asked == ["/good", *["/a"] * 7]
+
+
+def test_what_an_earlier_version_has_known_of_hosts_is_known(tmp_path: Path) -> None:
+    with contextlib.closing(crawl.Hosts(tmp_path / "h")) as hosts:
+        hosts.refuse("a", 60, "busy")
+        for column in ("good", "granted"):
+            hosts.db.execute(f"ALTER TABLE host DROP COLUMN {column}")
+    with contextlib.closing(crawl.Hosts(tmp_path / "h")) as hosts:
+        assert hosts.rest("a") > 50
+        hosts.accept("a", "http://a/")
+        assert hosts.read("name = 'a'")[0].good == "http://a/"
 
 
 def test_a_host_that_stays_away_fails_its_pages_in_the_end(tmp_path: Path) -> None:
@@ -474,7 +552,7 @@ def test_a_host_that_asks_for_ever_more_time_fails_its_pages_in_the_end(tmp_path
     busy = answer("wait", "Retry-After: 5", status=503)
     with serving({"/a": busy}) as site, working(site.url, tmp_path, host_patience=3600) as one:
         assert give(one, f"{site.url}a")["result"] == library.SKIPPED
-        one.hosts.db.execute("UPDATE host SET away_since = away_since - 3601, rests_until = 0, next_turn = 0")
+        one.hosts.db.execute("UPDATE host SET away_since = away_since - 3606, rests_until = 0, next_turn = 0")
         assert give(one, f"{site.url}a")["result"] == library.FAILED
 
 
