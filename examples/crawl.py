@@ -137,7 +137,7 @@ ROBOTS_TIMEOUT = 30  # seconds for robots.txt, with all that it redirects to
 ROBOTS_AGE = 86400  # seconds after which it is read again
 MOST_ROBOTS_KNOWN = 200  # of those of all hosts, that a worker keeps in memory
 MOST_SITEMAP = 50 * 2**20  # bytes of a sitemap, unpacked
-MOST_LEVELS = 3  # of sitemaps: an index may name others
+MOST_LEVELS, ODD_SITEMAP = 3, "a sitemap elsewhere or too deep"  # an index names others, of its host
 FIRST_REST, LONGEST_REST = 2, 600  # seconds for which a host that is too busy, and does not say how long, is left alone
 SLOWEST, NO_GAP = 10, 0.05  # seconds between two pages after that: no more at first, and below which they are none
 PATIENCE = 1  # seconds for which a worker waits with a page in hand for the turn of its host
@@ -168,8 +168,7 @@ MOST_LISTED, MOST_REFERRERS, MOST_HOSTS = 10_000, 20, 10  # of each, in it
 RECORDS, HOSTS = "pages.jsonl", "hosts.db"
 LONGEST_LIST = 50  # lines of each kind in the printed report
 USER_AGENT = "tracker-crawl/1.0"
-# httpx reads a name back by rules that forbid some which are in use (with an emoji, say), even to make a request of a
-# redirect that nobody follows; it is asked by the other one.
+# httpx reads a name back by rules that forbid some which are in use (with an emoji, say); it is asked by the other one.
 httpx.URL.host = property(lambda url: url.raw_host.decode("ascii"))
 console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
@@ -1428,7 +1427,7 @@ class Worker:
         self.tracker = Tracker(crawl.server, worker=credentials, patience=math.inf)
         self.hosts, self.rules = crawl.hosts(self.wait), collections.OrderedDict()
         self.logins = Logins(crawl.logins)
-        self.http = httpx.AsyncClient(
+        self.http = Client(
             timeout=httpx.Timeout(None, connect=0.9 * crawl.timeout),  # so that a host that is away is told from a page
             headers=headers_of(crawl.user_agent),
             auth=self.logins,
@@ -1437,7 +1436,7 @@ class Worker:
         self.loop = asyncio.Runner()
         self.records = os.open(crawl.records, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         self.torn = b""  # ends a line that was written in part
-        self.turn = ""  # the host that we may ask now
+        self.turns = []  # the hosts that we may ask now: one, and the one that its robots.txt is at
         self.keepers = crawl.keepers(self.id)
         self.earlier = crawl.again and Index(crawl.again)
         self.exchange, self.original = None, None  # of the page in hand: what is to be kept, and its earlier record
@@ -1493,7 +1492,8 @@ class Worker:
                 try:
                     self.learn_robots(url)
                 except RobotsAway as trouble:
-                    self.refuse(host, trouble.retry_after, str(trouble))
+                    for away in dict.fromkeys((host, trouble.host)):
+                        self.refuse(away, trouble.retry_after, str(trouble))
                     return self.put_off(url, found_on, depth, str(trouble))
                 self.leave()
             self.take_turn(host)
@@ -1540,25 +1540,33 @@ class Worker:
         self.refuse(host, page.retry_after, trouble)
         return trouble
 
-    def take_turn(self, host: str, seconds: float = 0) -> None:
+    def take_turn(self, host: str, seconds: float = 0, patience: float = 0) -> None:
         """Wait until the host may be asked, for so many seconds (0: that a page takes at most).
 
-        PutOff when that is long: a worker that waits could ask another one.
+        PutOff when that is long, by default so long that a worker that waits could ask another one.
         """
-        ends = time.monotonic() + PATIENCE * min(1, self.crawl.workers / max(1, len(self.rules)))
+        patience = patience or PATIENCE * min(1, self.crawl.workers / max(1, len(self.rules)))
+        ends = time.monotonic() + patience
         due = self.hosts.take_turn(host, seconds=seconds)
         while due:
             if time.monotonic() + due > ends:
                 raise PutOff(self.until_asked(host, due), f"others wait for {host}, too")
             self.wait(due)
             due = self.hosts.take_turn(host, has_booked=True, seconds=seconds)
-        self.turn = host
+        self.turns.append(host)
 
     def leave(self) -> None:
         """The host has been asked, if one has: others may."""
-        if self.turn:
-            host, self.turn = self.turn, ""
-            self.hosts.leave(host)
+        while self.turns:
+            self.hosts.leave(self.turns.pop())
+
+    def take_turn_for_robots(self, host: str) -> None:
+        """Wait until a host may be asked to which the robots.txt of another one leads. RobotsAway when that is long."""
+        try:
+            if host not in self.turns:
+                self.take_turn(host, ROBOTS_TIMEOUT, patience=ROBOTS_TIMEOUT)
+        except PutOff as off:
+            raise RobotsAway(f"its robots.txt is at {host}: {off}", self.turns[0], off.delay) from None
 
     def robots_of(self, url: str) -> Protego | None:
         """The rules of the URL's host, if they are known, and not too old."""
@@ -1578,7 +1586,7 @@ class Worker:
     def learn_robots(self, url: str) -> None:
         """Read the rules of the URL's host. RobotsAway when nobody knows what it allows."""
         origin, host = origin_of(url), host_of(url)
-        text = read_robots(url, self.crawl.user_agent, self.logins)
+        text = read_robots(url, self.crawl.user_agent, self.logins, self.take_turn_for_robots)
         self.hosts.keep_robots(origin, text)
         rules = self.robots_of(url)
         if self.hosts.ask_slowly(host, delay := delay_of(rules, self.crawl.user_agent)):
@@ -1675,7 +1683,7 @@ class Worker:
         known = asdict(page) | {"links": len(page.links), "targets": list(followed)}
         known |= {"worker": self.id, "pid": os.getpid(), "time": time.time()}
         known |= {"one_site": True} if self.crawl.scope.one_site else {}
-        del known["sitemaps"], known["asked"], known["for_good"]
+        del known["asked"], known["for_good"]
         line = json.dumps(known).encode() + b"\n"
 
         def write() -> None:
@@ -1738,7 +1746,7 @@ class Worker:
             self.deadline = asyncio.timeout(self.crawl.timeout)
             async with self.deadline, asked(self.http, page.url, conditions) as response:
                 address = address_of(response)  # while there is a connection
-                raw, body = await (self.read_sitemap if page.sitemap else self.read)(response, page)
+                raw, body = await self.read(response, page)
                 self.exchange = Exchange(response, raw, body, began, address)
         except TimeoutError:
             raise httpx.ReadTimeout(f"the page takes longer than {self.crawl.timeout:g} s") from None
@@ -1750,22 +1758,59 @@ class Worker:
         if page.status == 304 and self.original:
             self.take_over(page)
         elif response.has_redirect_location:
-            target = normalise(response.headers.get_list("Location")[0], page.url)
-            page.links, page.retry_after = page.of_fair_length([target] if target else []), retry_after(response)
-            if not page.found_on and not any(map(self.crawl.covers, page.links)):
-                page.outcome, page.error = "broken", f"redirect out of the crawl's scope, to {target}, by"
+            self.read_redirect(response, page)
         elif response.is_success:
-            raw, body = await self.read_body(response, page)
-            page.type = page.type or (looks_like_html(body) and "text/html") or ""
-            page.digest = f"sha1:{base64.b32encode(hashlib.sha1(raw).digest()).decode()}"
-            if self.original and self.original["digest"] == page.digest and not page.truncated:
-                self.take_over(page)
-            else:
-                self.read_links(body, response, page)
-            return raw, body
+            return await (self.read_sitemap if page.sitemap else self.read_page)(response, page)
         else:
             page.outcome, page.retry_after = outcome_of(response)
         return await read_rest(self.crawl.max_body, response) if self.keepers else b"", b""
+
+    def read_redirect(self, response: httpx.Response, page: Page) -> None:
+        target = normalise(response.headers.get_list("Location")[0], page.url)
+        targets, page.retry_after = page.of_fair_length([target] if target else []), retry_after(response)
+        if page.sitemap:
+            page.sitemaps, page.sitemap = targets, page.sitemap - 1
+            return
+        page.links = targets
+        if not page.found_on and not any(map(self.crawl.covers, targets)):
+            page.outcome, page.error = "broken", f"redirect out of the crawl's scope, to {target}, by"
+
+    async def read_page(self, response: httpx.Response, page: Page) -> tuple[bytes, bytes]:
+        raw, body = await self.read_body(response, page, self.crawl.max_body)
+        page.type = page.type or (looks_like_html(body) and "text/html") or ""
+        if self.is_unchanged(page):
+            self.take_over(page)
+        else:
+            self.read_links(body, response, page)
+        return raw, body
+
+    async def read_sitemap(self, response: httpx.Response, page: Page) -> tuple[bytes, bytes]:
+        """What it names are links: pages of the crawl, and sitemaps of its host."""
+        raw, body = await self.read_body(response, page, MOST_SITEMAP)
+        if self.is_unchanged(page):
+            self.take_over(page)
+            return raw, body
+        page.links, named = map(page.of_fair_length, read_sitemap(body, page.url))
+        for link in named:
+            if page.sitemap < MOST_LEVELS and host_of(link) == host_of(page.url):
+                page.sitemaps.append(link)
+            else:
+                page.leave_out(ODD_SITEMAP, link)
+        return raw, body
+
+    async def read_body(self, response: httpx.Response, page: Page, limit: int) -> tuple[bytes, bytes]:
+        raw = await read_raw(limit + 1, response)
+        self.deadline.reschedule(None)
+        body, page.truncated = decode_body(raw, response, limit)
+        if page.truncated:
+            page.error = f"cut off after {limit} bytes"
+        page.size = len(body)
+        page.digest = f"sha1:{base64.b32encode(hashlib.sha1(raw[:limit]).digest()).decode()}"
+        return raw[:limit], body
+
+    def is_unchanged(self, page: Page) -> bool:
+        """Whether it has come as it was, though its site did not say so."""
+        return bool(self.original) and self.original["digest"] == page.digest and not page.truncated
 
     def take_over(self, page: Page) -> None:
         """What the earlier crawl has found on a page that has not changed."""
@@ -1773,9 +1818,10 @@ class Worker:
         page.unchanged = True
         page.type, page.size, page.digest, page.since = (known[name] for name in ("type", "size", "digest", "since"))
         page.etag, page.last_modified = page.etag or known["etag"], page.last_modified or known["last_modified"]
-        page.file, page.links = known["file"], list(known["targets"])
+        page.file, page.sitemaps = known["file"], list(known.get("sitemaps", ()))
+        page.links = known["targets"][: len(known["targets"]) - len(page.sitemaps)]
         for reason, links in known["passed_over"].items():
-            if reason == "too long" or (reason == "nofollow" and not self.crawl.ignore_nofollow):
+            if reason in ("too long", ODD_SITEMAP) or (reason == "nofollow" and not self.crawl.ignore_nofollow):
                 for link in links:
                     page.leave_out(reason, link)
             else:
@@ -1796,35 +1842,6 @@ class Worker:
                 page.leave_out("nofollow", link)
             page.links = []
 
-    async def read_body(self, response: httpx.Response, page: Page) -> tuple[bytes, bytes]:
-        raw = await read_raw(self.crawl.max_body + 1, response)
-        self.deadline.reschedule(None)
-        body, page.truncated = decode_body(raw, response, self.crawl.max_body)
-        if page.truncated:
-            page.error = f"cut off after {self.crawl.max_body} bytes"
-        page.size = len(body)
-        return raw[: self.crawl.max_body], body
-
-    async def read_sitemap(self, response: httpx.Response, page: Page) -> tuple[bytes, bytes]:
-        """What it names are links: pages of the crawl, and sitemaps of its host."""
-        page.status, page.type = response.status_code, type_of(response)
-        if response.has_redirect_location:
-            target = normalise(response.headers.get_list("Location")[0], page.url)
-            page.sitemaps, page.sitemap = page.of_fair_length([target] if target else []), page.sitemap - 1
-            page.retry_after = retry_after(response)
-        elif response.is_success:
-            raw = await read_raw(MOST_SITEMAP + 1, response)
-            self.deadline.reschedule(None)
-            body, page.truncated = decode_body(raw, response, MOST_SITEMAP)
-            page.size = len(body)
-            page.links, named = map(page.of_fair_length, read_sitemap(body, page.url))
-            if page.sitemap < MOST_LEVELS:
-                page.sitemaps = [link for link in named if host_of(link) == host_of(page.url)]
-            return raw, body
-        else:
-            page.outcome, page.retry_after = outcome_of(response)
-        return await read_rest(self.crawl.max_body, response) if self.keepers else b"", b""
-
     def log(self, level: str, message: str) -> None:
         line = {"scope": self.crawl.name, "message": message, "timestamp": int(time.time())}
         with contextlib.suppress(Refused):  # a line that is not taken is no reason to lose the page
@@ -1833,6 +1850,13 @@ class Worker:
 
 def headers_of(user_agent: str) -> dict[str, str]:
     return {"User-Agent": user_agent, "Accept-Encoding": ACCEPTED}
+
+
+class Client(httpx.AsyncClient):
+    """Leaves redirects to us: it would refuse an answer for a Location that is no URL to it."""
+
+    def _build_redirect_request(self, request: httpx.Request, response: httpx.Response) -> httpx.Request:
+        return request
 
 
 @contextlib.asynccontextmanager
@@ -2056,26 +2080,44 @@ def check_owner(tracker: Tracker | library.Manager, project: dict, args: argpars
 
 
 class RobotsAway(CrawlError):
-    """A robots.txt cannot be read now, so nobody knows what is allowed."""
+    """A robots.txt cannot be read now, so nobody knows what is allowed. Its host asks for so many seconds of rest."""
 
-    def __init__(self, message: str, retry_after: float = 0):
+    def __init__(self, message: str, host: str, retry_after: float = 0):
         super().__init__(message)
-        self.retry_after = retry_after
+        self.host, self.retry_after = host, retry_after
 
 
-def read_robots(url: str, user_agent: str, auth: httpx.Auth | None = None) -> str:
-    """The rules of the URL's host. No robots.txt (4xx) allows all; RobotsAway from one that cannot say (5xx, 429)."""
-    robots = normalise("/robots.txt", url)
-    try:
-        response, body = asyncio.run(get_robots(robots, user_agent, auth))
-    except TimeoutError:
-        raise RobotsAway(f"{robots} cannot be read: it takes longer than {ROBOTS_TIMEOUT} s") from None
-    except httpx.HTTPError as error:
-        raise RobotsAway(f"{robots} cannot be read: {str(error) or type(error).__name__}") from None
+def read_robots(
+    url: str, user_agent: str, auth: httpx.Auth | None = None, take_turn: Callable[[str], None] = lambda _host: None
+) -> str:
+    """The rules of the URL's host. No robots.txt (4xx) allows all; RobotsAway from one that cannot say (5xx, 429).
+
+    It is followed where it leads, as often as the standard (RFC 9309) asks for; `take_turn` waits for the host there.
+    """
+    robots, left = normalise("/robots.txt", url), ROBOTS_TIMEOUT
+    for _ in range(MOST_HOPS):
+        began = time.monotonic()
+        try:
+            response, body = asyncio.run(get_robots(robots, user_agent, auth, left))
+        except TimeoutError:
+            told = f"{robots} cannot be read: it takes longer than {ROBOTS_TIMEOUT} s"
+            raise RobotsAway(told, host_of(robots)) from None
+        except httpx.HTTPError as error:
+            told = f"{robots} cannot be read: {str(error) or type(error).__name__}"
+            raise RobotsAway(told, host_of(robots)) from None
+        left -= time.monotonic() - began
+        target = response.has_redirect_location and normalise(response.headers.get_list("Location")[0], robots)
+        if not target or len(target) > LONGEST_URL:
+            break
+        take_turn(host_of(target))
+        robots = target
+    if response.is_success:
+        return read_rules(body)
     outcome, rest = outcome_of(response)
-    if not response.is_success and outcome != "broken":
-        raise RobotsAway(f"{robots} answers {response.status_code}, so nobody knows what it allows", rest)
-    return read_rules(body) if response.is_success else ""
+    if outcome != "broken":
+        told = f"{robots} answers {response.status_code}, so nobody knows what it allows"
+        raise RobotsAway(told, host_of(robots), rest)
+    return ""
 
 
 def read_rules(body: bytes) -> str:
@@ -2084,17 +2126,13 @@ def read_rules(body: bytes) -> str:
     return text.lstrip("\ufeff").replace("\0", "")
 
 
-async def get_robots(url: str, user_agent: str, auth: httpx.Auth | None) -> tuple[httpx.Response, bytes]:
-    """The answer, after as many redirects as the standard (RFC 9309) asks for, and its body."""
-    client = httpx.AsyncClient(headers=headers_of(user_agent), auth=auth, timeout=None)
-    async with asyncio.timeout(ROBOTS_TIMEOUT), client:
-        for _ in range(MOST_HOPS):
-            async with asked(client, url) as response:
-                target = response.has_redirect_location and normalise(response.headers["Location"], url)
-                if not target:
-                    return response, await read_up_to(MOST_ROBOTS, response)
-            url = target
-        return response, b""
+async def get_robots(
+    url: str, user_agent: str, auth: httpx.Auth | None, seconds: float
+) -> tuple[httpx.Response, bytes]:
+    """The answer and its body, if that is no redirect's."""
+    client = Client(headers=headers_of(user_agent), auth=auth, timeout=None)
+    async with asyncio.timeout(seconds), client, asked(client, url) as response:
+        return response, b"" if response.has_redirect_location else await read_up_to(MOST_ROBOTS, response)
 
 
 def delay_of(robots: Protego, user_agent: str) -> float:

@@ -613,6 +613,16 @@ def test_a_link_of_a_header_that_is_too_long_is_left_out(sent: list[bytes], tmp_
     assert (found.links, found.left_out) == ([], {"too long": 1})
 
 
+@pytest.mark.parametrize("location", ["x" * 70_000, "http://[", "http://h:99999/", "http://%/", "//", "\x7f://"])
+def test_a_redirect_to_what_is_no_url_is_one_to_nowhere(location: str, tmp_path: Path) -> None:
+    sent = answer("", f"Location: {location}", status=302)
+    with serving({"/a": sent, "/robots.txt": sent}) as site, working(site, tmp_path, timeout=9) as worker:
+        found = worker.fetch(f"{site.url}a", "x")
+        assert (found.outcome, found.status) == ("ok", 302)
+        assert not any(len(link) > crawl.LONGEST_URL for link in found.links)
+        assert crawl.read_robots(site.url, "tests") == ""
+
+
 def test_a_seed_that_cannot_be_asked_for_has_failed_and_is_in_the_records(tmp_path: Path) -> None:
     with serving({}) as site, working(site, tmp_path) as worker:
         released = give(worker, f"{site.url}{'x' * 70000}")

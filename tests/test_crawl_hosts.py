@@ -11,6 +11,7 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -336,7 +337,7 @@ def test_a_crawl_begins_at_a_sitemap_and_those_that_it_names(tmp_path: Path) -> 
         code, _, errors = run_crawl(site, server, tmp_path, *arguments, seeds=[])
     assert code == 0, errors
     assert sorted(site.asked) == sorted(["/robots.txt", "/all.xml", "/1.xml.gz", "/2.txt", "/a", "/b", "/c"])
-    assert read_report(tmp_path)["left_out"] == {"out of scope": 1}
+    assert read_report(tmp_path)["left_out"] == {"out of scope": 1, crawl.ODD_SITEMAP: 1}
 
 
 @pytest.mark.parametrize("option", [["--robots-sitemaps"], []])
@@ -593,6 +594,43 @@ def test_a_robots_txt_may_be_elsewhere_and_one_that_is_nowhere_is_none() -> None
         site.answers["/robots.txt"] = answer("", "Location: 1", status=302)
         assert "/x" in crawl.read_robots(site.url, "tests")
         site.answers["/robots.txt"] = answer("", "Location: robots.txt", status=302)
+        assert crawl.read_robots(site.url, "tests") == ""
+
+
+@contextlib.contextmanager
+def robots_elsewhere(folder: Path, **answers: list[bytes]) -> Iterator[tuple[crawl.Worker, HostileSite]]:
+    """A worker that knows no robots.txt yet of a site at which that leads to another host."""
+    with serving({"/a": page("")} | {f"/{name}": sent for name, sent in answers.items()}) as site:
+        elsewhere = site.url.replace("127.0.0.1", "localhost")
+        site.answers["/robots.txt"] = answer("", f"Location: {elsewhere}rules", status=301)
+        with working(site.url, folder, timeout=9) as one:
+            one.hosts.db.execute("DELETE FROM robots")
+            yield one, site
+
+
+def test_a_robots_txt_elsewhere_waits_for_the_turn_of_its_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crawl, "ROBOTS_TIMEOUT", 0.5)
+    with robots_elsewhere(tmp_path, rules=answer("")) as (one, site), contextlib.closing(one.crawl.hosts()) as other:
+        other.take_turn("localhost", seconds=60)
+        assert give(one, f"{site.url}a")["result"] == library.SKIPPED
+        assert site.asked == ["/robots.txt"]
+        monkeypatch.setattr(crawl, "ROBOTS_TIMEOUT", 9)
+        other.leave("localhost")
+        assert give_all(one, site, "a") == [library.DONE]
+        assert site.asked == ["/robots.txt"] * 2 + ["/rules", "/a"]
+        assert other.take_turn("localhost") == 0
+
+
+def test_both_hosts_rest_when_the_one_that_has_the_robots_txt_of_the_other_asks_for_it(tmp_path: Path) -> None:
+    busy = answer("", "Retry-After: 3600", status=503)
+    with robots_elsewhere(tmp_path, rules=busy) as (one, site):
+        assert give(one, f"{site.url}a")["result"] == library.SKIPPED
+        assert min(map(one.hosts.rest, ("127.0.0.1", "localhost"))) > 3590
+        assert site.asked == ["/robots.txt", "/rules"]
+
+
+def test_a_robots_txt_that_leads_to_what_is_too_long_is_none() -> None:
+    with serving({"/robots.txt": answer("", f"Location: /{'x' * 70_000}", status=301)}) as site:
         assert crawl.read_robots(site.url, "tests") == ""
 
 
