@@ -135,7 +135,9 @@ PLAIN_INTERVAL = 5  # seconds between two lines of progress when there is no ter
 SILENCE = 60  # seconds without a page, though some wait, after which a line says why
 ROBOTS_TIMEOUT = 30  # seconds for robots.txt, with all that it redirects to
 ROBOTS_AGE = 86400  # seconds after which it is read again
-MOST_ROBOTS_KNOWN = 200  # of those of all hosts, that a worker keeps in memory
+MOST_ROBOTS_KNOWN, MOST_RULES_KNOWN = 200, 2**20  # of those of all hosts, and bytes of them, that a worker remembers
+MOST_RULES_READ = 2**24  # bytes of rules, for each link of a page all that its host has; then links wait for their turn
+MOST_PAIRS = 200_000  # of a name and a rule in one robots.txt: each is an object to its parser
 MOST_SITEMAP = 50 * 2**20  # bytes of a sitemap, unpacked
 MOST_LEVELS, ODD_SITEMAP = 3, "a sitemap elsewhere or too deep"  # an index names others, of its host
 FIRST_REST, LONGEST_REST = 2, 600  # seconds for which a host that is too busy, and does not say how long, is left alone
@@ -1571,17 +1573,20 @@ class Worker:
     def robots_of(self, url: str) -> Protego | None:
         """The rules of the URL's host, if they are known, and not too old."""
         origin = origin_of(url)
-        expires, rules = self.rules.get(origin, (0, None))
-        if time.time() < expires:
+        if origin in self.rules and self.rules[origin].is_fresh():
             self.rules.move_to_end(origin)
-            return rules
+            return self.rules[origin].rules
         kept = self.hosts.robots(origin)
-        if not kept or kept[0] + ROBOTS_AGE <= time.time():
+        known = kept and Robots(*kept, self.crawl.user_agent)
+        if not known or not known.is_fresh():
             return None
-        self.rules[origin] = kept[0] + ROBOTS_AGE, Protego.parse(kept[1])
-        if len(self.rules) > MOST_ROBOTS_KNOWN:
+        self.rules[origin] = known
+        while len(self.rules) > 1 and self.are_too_many_rules():
             self.rules.popitem(last=False)
-        return self.rules[origin][1]
+        return known.rules
+
+    def are_too_many_rules(self) -> bool:
+        return len(self.rules) > MOST_ROBOTS_KNOWN or sum(one.size for one in self.rules.values()) > MOST_RULES_KNOWN
 
     def learn_robots(self, url: str) -> None:
         """Read the rules of the URL's host. RobotsAway when nobody knows what it allows."""
@@ -1604,10 +1609,10 @@ class Worker:
             self.log("warn", told)
         return answers
 
-    def against(self, url: str, depth: int, sitemap: int = 0) -> str:
+    def against(self, url: str, depth: int, sitemap: int = 0, heeds_robots: bool = True) -> str:
         """Why a page is not asked for. Empty if it is."""
         reason = "" if sitemap else self.crawl.scope.against(url, depth)
-        if reason or self.is_forbidden(url):
+        if reason or (heeds_robots and self.is_forbidden(url)):
             return reason or "forbidden by robots.txt"
         shape = shape_of(url)
         return "too many that differ in the query or a date" if self.are_many(shape) else ""
@@ -1634,12 +1639,14 @@ class Worker:
             for link in page.links + page.sitemaps:
                 page.leave_out("too many redirects in a row", link)
             page.links, page.sitemaps = [], []
-        followed = []
+        followed, left = [], MOST_RULES_READ
         for link in page.links:
-            if reason := self.against(link, depth if sitemap else depth + 1):
+            if reason := self.against(link, depth if sitemap else depth + 1, heeds_robots=left > 0):
                 page.leave_out(reason, link)
             else:
                 followed.append(link)
+            if known := self.rules.get(origin_of(link)):
+                left -= known.size
         redirect = {"hops": hops, "delay": min(page.retry_after, MOST_GRANTED) if hops else 0}
         submit(self.tracker, self.crawl, followed, url, depth if sitemap else depth + 1, **redirect)
         submit(self.tracker, self.crawl, page.sitemaps, url, depth, page.sitemap + 1, **redirect)
@@ -2079,6 +2086,23 @@ def check_owner(tracker: Tracker | library.Manager, project: dict, args: argpars
     return True
 
 
+class Robots:
+    """What a host's robots.txt says to us, and when it was read."""
+
+    def __init__(self, read_at: float, text: str, user_agent: str):
+        self.read_at, self.text, self.user_agent = read_at, text, user_agent
+        self.size = len(text)
+
+    def is_fresh(self) -> bool:
+        """Whether it need not be read again. What was read in the future was so by another clock."""
+        return -ROBOTS_AGE < time.time() - self.read_at < ROBOTS_AGE
+
+    @functools.cached_property
+    def rules(self) -> Protego:
+        text, self.text = self.text, ""
+        return Protego.parse(rules_for(self.user_agent, text))
+
+
 class RobotsAway(CrawlError):
     """A robots.txt cannot be read now, so nobody knows what is allowed. Its host asks for so many seconds of rest."""
 
@@ -2124,6 +2148,51 @@ def read_rules(body: bytes) -> str:
     """The text of a robots.txt, in whatever Unicode it is; a byte order mark would cost it its first group."""
     text, _ = webencodings.decode(body, "utf-8", "as browsers")
     return text.lstrip("\ufeff").replace("\0", "")
+
+
+NAMES, OF_ALL = ("user-agent", "useragent", "user agent"), ("sitemap", "sitemaps", "site-map", "host")
+OF_ROBOT = ("allow", "disallow", "crawl-delay", "request-rate", "visit-time")
+
+
+def rules_for(user_agent: str, text: str) -> str:
+    """A robots.txt. Of one that gives many robots many rules no more than what is said to this one.
+
+    Its parser makes a rule for each robot of a group: tens of millions, of half a million bytes.
+    """
+    lines = [(line, *directive_of(line)) for line in text.splitlines()]
+    names = [value for _, kind, value in lines if kind in NAMES]
+    if len(names) * len(lines) <= MOST_PAIRS:
+        return text
+    ours = max(dict.fromkeys(names), key=functools.partial(fit_of, user_agent.lower()), default="")
+    fits = fit_of(user_agent.lower(), ours)
+    kept, is_ours, was_name = [], False, False
+    for line, kind, value in lines:
+        if kind in NAMES:
+            is_ours = value == ours or (is_ours and was_name)
+        elif kind in OF_ALL:
+            kept.append(line)
+        elif is_ours and fits and kind:
+            kept += [f"User-agent: {ours}"] * was_name + [line]
+        was_name = kind in NAMES or (was_name and (not kind or kind in OF_ALL))
+    return "\n".join(kept)
+
+
+def directive_of(line: str) -> tuple[str, str]:
+    """What a line of a robots.txt is about, and its value, in small letters; empty when it says nothing."""
+    line = line.partition("#")[0].strip().lower()
+    kind, found, value = line.partition(":")
+    if not found:
+        kind, _, value = line.partition(" ")
+        kind = kind if kind in (*NAMES, *OF_ALL, *OF_ROBOT) else ""
+    kind, value = kind.strip(), value.strip()
+    return kind, value.replace("*", "") or value[:1] if kind in NAMES else value
+
+
+def fit_of(robot: str, name: str) -> int:
+    """How well a name in a robots.txt is the robot's, as its parser has it; 0: it is not."""
+    if name == "*" or name not in robot:
+        return int(name == "*")
+    return len(name) if re.search(rf"(?<![\w-]){re.escape(name)}", robot) else 0
 
 
 async def get_robots(

@@ -701,6 +701,65 @@ def test_a_robots_txt_is_read_when_its_host_is_first_met_and_after_a_day_again(t
         assert site.asked[3:] == ["/robots.txt", "/a"]
 
 
+AGENT = "tests/1.0 (me@example.org)"
+GROUPS = {  # a robots.txt and the paths that it forbids
+    "ours": "User-agent: tests\nDisallow: /a\nUser-agent: *\nDisallow: /b",
+    "of all": "User-agent: *\nDisallow: /b\nUser-agent: other\nDisallow: /a",
+    "of several": "User-agent: other\n\nSitemap: http://h/s\nUser-agent: TESTS # us\nDisallow: /a",
+    "ours twice": "User-agent: tests\nDisallow: /a\nUser-agent: other\nDisallow: /c\nUser-agent: tests*\nDisallow: /b",
+    "of none": "Disallow: /a\nUser-agent:\nDisallow: /b\nUser-agent: attests\nDisallow: /c",
+    "the better name": "User-agent: tests/1\nAllow: /a\nUser-agent: tests\nDisallow: /a",
+    "without colons": "User-agent tests\nwhat is this\nUser-agent other\nDisallow /a\nCrawl-delay 4",
+    "nothing": "",
+}
+
+
+@pytest.mark.parametrize("text", GROUPS.values(), ids=GROUPS)
+def test_what_a_robots_txt_says_to_others_may_be_left_out(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = crawl.Protego.parse(text)
+    monkeypatch.setattr(crawl, "MOST_PAIRS", -1)
+    ours = crawl.Protego.parse(crawl.rules_for(AGENT, text))
+    for path in "abcd":
+        assert ours.can_fetch(f"http://h/{path}", AGENT) == whole.can_fetch(f"http://h/{path}", AGENT)
+    assert ours.crawl_delay(AGENT) == whole.crawl_delay(AGENT)
+    assert list(ours.sitemaps) == list(whole.sitemaps)
+
+
+def test_a_robots_txt_of_many_names_with_many_rules_is_read_as_what_it_says_to_us() -> None:
+    names, rules = ("".join(f"{kind}: x{number}\n" for number in range(9000)) for kind in ("User-agent", "Disallow"))
+    known = crawl.Robots(time.time(), f"User-agent: tests\n{names}{rules}Disallow: /a", AGENT)
+    assert len(known.rules._user_agents) == 1
+    assert not known.rules.can_fetch("http://h/a", AGENT)
+
+
+def test_links_beyond_those_that_many_rules_are_read_for_wait_for_their_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(crawl, "MOST_RULES_READ", 2 * len(RULES))
+    html = "".join(f"<a href=/b{number}>" for number in range(4))
+    with serving({"/a": page(html)}) as site, working(site, tmp_path, robots=RULES, timeout=9) as worker:
+        found = worker.crawl_page(f"{site.url}a", "x")
+        assert found.left_out == {"forbidden by robots.txt": 2}
+        assert give(worker, f"{site.url}b3")["result"] == library.DONE
+        assert site.asked == ["/a"]
+
+
+def test_of_long_rules_few_are_kept_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crawl, "MOST_RULES_KNOWN", 2 * len(RULES))
+    with serving({}) as site, working(site, tmp_path) as worker:
+        for number in range(4):
+            worker.hosts.keep_robots(f"http://h{number}/", RULES)
+            assert worker.robots_of(f"http://h{number}/b")
+        assert list(worker.rules) == ["http://h2/", "http://h3/"]
+
+
+def test_a_robots_txt_that_another_clock_has_read_in_the_future_is_read_again(tmp_path: Path) -> None:
+    with serving({"/robots.txt": answer(RULES)}) as site, working(site, tmp_path, timeout=9) as worker:
+        worker.hosts.db.execute("UPDATE robots SET read_at = read_at + 90000")
+        assert give(worker, f"{site.url}b")["result"] == library.DONE
+        assert site.asked == ["/robots.txt"]
+
+
 @pytest.mark.parametrize("status", [401, 403, 404, 410])
 def test_no_robots_txt_allows_everything(status: int) -> None:
     with serving({"/robots.txt": answer(RULES, status=status)}) as site:
