@@ -97,7 +97,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import ClassVar, NoReturn, TypeVar
 from urllib.parse import unquote
 
 try:
@@ -129,6 +129,7 @@ import worker as library
 from worker import Fail, Halted, Refused, Tracker, Unreachable
 
 T = TypeVar("T")
+Add = Callable[..., argparse.Action]  # of an option
 
 RESTART_INTERVAL = 5  # seconds at least between two starts of one worker
 PLAIN_INTERVAL = 5  # seconds between two lines of progress when there is no terminal
@@ -185,6 +186,13 @@ class PutOff(Exception):
     def __init__(self, delay: float, reason: str):
         super().__init__(reason)
         self.delay = min(max(delay, 0.05), LONGEST_DELAY)
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in a line, and where the rest is told: how all is used would push it off the screen."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (all options: {self.prog} --help)\n")
 
 
 # ── URLs and links ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -2704,7 +2712,7 @@ def print_list(kind: str, lines: Iterator[str], count: int) -> None:
 
 def report_command(words: list[str]) -> int:
     """crawl.py report: what the records of a crawl tell, also while it goes on."""
-    parser = argparse.ArgumentParser(prog="crawl.py report", description="Tell what a crawl has come to by now.")
+    parser = Parser(prog="crawl.py report", description="Tell what a crawl has come to by now.")
     parser.add_argument("state", metavar="DIR", type=Path, help="the crawl's --state")
     parser.add_argument("--json", action="store_true", help="as JSON; with --pages a line a page")
     parser.add_argument("--pages", action="store_true", help="what has become of every page that is known")
@@ -2730,12 +2738,24 @@ LINKS_FOLLOWED = "A page is a URL" + (__doc__ or "").partition("\nA page is a UR
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
+        prog="crawl.py",
+        usage="crawl.py SEED_URL... [OPTION...]\n       crawl.py report DIR [--json] [--pages]",
         description="Crawl web sites with several workers that share the work through a task tracker.",
         epilog="The same command goes on with a crawl that was interrupted.\n\n" + LINKS_FOLLOWED,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add = parser.add_argument
+    for title, add_options in OPTIONS.items():
+        add_options(parser.add_argument_group(title).add_argument)
+    args = parser.parse_args()
+    try:
+        check_arguments(args)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    return args
+
+
+def add_seeds(add: Add) -> None:
     add("seeds", metavar="SEED_URL", nargs="*", help="a first page; several may be given")
     add("--seeds", metavar="FILE", type=Path, dest="seeds_file", help="with more of them, one a line; # is a comment")
     add(
@@ -2746,18 +2766,12 @@ def parse_arguments() -> argparse.Namespace:
         help="a sitemap (or an index of some, or lines of URLs)",
     )
     add("--robots-sitemaps", action="store_true", help="crawl the sitemaps that robots.txt names, too")
-    add("--server", metavar="URL", default="http://127.0.0.1:3010", help="the tracker (default: %(default)s)")
-    add("--workers", metavar="N", type=int, default=4, help="worker processes (default: %(default)s)")
     add(
-        "--rate",
-        metavar="PAGES_PER_SECOND",
-        type=float,
-        default=5.0,
-        help="most from one host, which is asked for one page at a time, with this pause between; 0: without a pause"
-        " (default: %(default)s)",
+        "--again", metavar="DIR", type=Path, help="the --state of an earlier crawl: ask only for what has changed since"
     )
-    add("--contact", metavar="TEXT", help="an address or a URL by which a site can reach you; needed on the real web")
-    add("--user-agent", metavar="TEXT", help=f"what the crawler calls itself (default: {USER_AGENT} and the contact)")
+
+
+def add_scope(add: Add) -> None:
     add(
         "--scope",
         choices=("host", "domain", "prefix"),
@@ -2774,6 +2788,11 @@ def parse_arguments() -> argparse.Namespace:
         help="follow no links but those whose whole URL is the pattern, in which * is anything; may be repeated",
     )
     add("--exclude", metavar="PATTERN", action="append", default=[], help="follow none of these, likewise")
+    add("--ignore-nofollow", action="store_true", help="follow links that the site wants followed by no robot")
+    add("--parts", action="store_true", help="fetch what pages are shown with, too: images, scripts, style sheets, …")
+
+
+def add_limits(add: Add) -> None:
     add("--max-depth", metavar="N", type=int, default=math.inf, help="links between a seed and a page, at most")
     add(
         "--max-pages", metavar="N", type=int, default=math.inf, help="end after so many requests for pages, of all runs"
@@ -2787,12 +2806,20 @@ def parse_arguments() -> argparse.Namespace:
         help="pages that differ in nothing but their query, or the date in their path; more are a trap, and left out"
         " (default: %(default)s)",
     )
-    add("--project", metavar="NAME", help="the tracker's project, made if needed (default: crawl-HOST)")
-    add("--manager", metavar="NAME", help="the manager that sets the crawl up; needed once")
-    add("--password-file", metavar="FILE", type=Path, help="with its password (else TRACKER_PASSWORD or a prompt)")
-    add("--register", action="store_true", help="make this manager if it cannot log in: for a new tracker")
-    add("--state", metavar="DIR", type=Path, help="for credentials and records (default: the project's name)")
-    add("--report", metavar="FILE", type=Path, help="write the report as JSON, too")
+    add("--max-body", metavar="BYTES", type=int, default=10 * 2**20, help="of one page, the rest is cut off (10 MiB)")
+
+
+def add_politeness(add: Add) -> None:
+    add(
+        "--rate",
+        metavar="PAGES_PER_SECOND",
+        type=float,
+        default=5.0,
+        help="most from one host, which is asked for one page at a time, with this pause between; 0: without a pause."
+        " Crawls with another --state know nothing of it (default: %(default)s)",
+    )
+    add("--contact", metavar="TEXT", help="an address or a URL by which a site can reach you; needed on the real web")
+    add("--user-agent", metavar="TEXT", help=f"what the crawler calls itself (default: {USER_AGENT} and the contact)")
     add(
         "--login",
         metavar="FILE",
@@ -2805,14 +2832,12 @@ def parse_arguments() -> argparse.Namespace:
         type=Path,
         help="cookies to send, as browsers and curl write them (Netscape's format)",
     )
-    add("--ignore-nofollow", action="store_true", help="follow links that the site wants followed by no robot")
-    add("--warc", metavar="DIR", type=Path, help="keep what is fetched there, as WARC 1.1")
-    add("--save", metavar="DIR", type=Path, help="keep what is fetched there, as files")
-    add(
-        "--again", metavar="DIR", type=Path, help="the --state of an earlier crawl: ask only for what has changed since"
-    )
-    add("--parts", action="store_true", help="fetch what pages are shown with, too: images, scripts, style sheets, …")
+
+
+def add_patience(add: Add) -> None:
     add("--timeout", metavar="SECONDS", type=float, default=10, help="for one page (default: %(default)s)")
+    add("--max-retries", metavar="N", type=int, default=4, help="attempts at a page that does not answer (default: 4)")
+    add("--max-assign-time", metavar="SECONDS", type=int, default=30, help="then a lost page comes back (default: 30)")
     add(
         "--host-patience",
         metavar="SECONDS",
@@ -2821,15 +2846,33 @@ def parse_arguments() -> argparse.Namespace:
         help="for a host that does not answer, whose pages then fail; a rest that it asks for, of 30 days at most,"
         " comes on top (default: 3 days)",
     )
-    add("--max-body", metavar="BYTES", type=int, default=10 * 2**20, help="of one page, the rest is cut off (10 MiB)")
-    add("--max-assign-time", metavar="SECONDS", type=int, default=30, help="then a lost page comes back (default: 30)")
-    add("--max-retries", metavar="N", type=int, default=4, help="attempts at a page that does not answer (default: 4)")
-    args = parser.parse_args()
-    try:
-        check_arguments(args)
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
-    return args
+
+
+def add_tracker(add: Add) -> None:
+    add("--server", metavar="URL", default="http://127.0.0.1:3010", help="the tracker (default: %(default)s)")
+    add("--workers", metavar="N", type=int, default=4, help="worker processes (default: %(default)s)")
+    add("--project", metavar="NAME", help="the tracker's project, made if needed (default: crawl-HOST)")
+    add("--manager", metavar="NAME", help="the manager that sets the crawl up; needed once")
+    add("--password-file", metavar="FILE", type=Path, help="with its password (else TRACKER_PASSWORD or a prompt)")
+    add("--register", action="store_true", help="make this manager if it cannot log in: for a new tracker")
+
+
+def add_output(add: Add) -> None:
+    add("--state", metavar="DIR", type=Path, help="for credentials and records (default: the project's name)")
+    add("--report", metavar="FILE", type=Path, help="write the report as JSON, too")
+    add("--warc", metavar="DIR", type=Path, help="keep what is fetched there, as WARC 1.1")
+    add("--save", metavar="DIR", type=Path, help="keep what is fetched there, as files")
+
+
+OPTIONS = {
+    "where it begins": add_seeds,
+    "what it follows": add_scope,
+    "how much": add_limits,
+    "to the hosts": add_politeness,
+    "when there is no answer": add_patience,
+    "the tracker": add_tracker,
+    "what it writes": add_output,
+}
 
 
 def check_arguments(args: argparse.Namespace) -> None:
