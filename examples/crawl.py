@@ -21,7 +21,8 @@ It speaks to the tracker through the public HTTP API alone, by the library `work
    too early.
 
 **A host** is asked for one page at a time, with a pause (--rate, or what its robots.txt says), whatever the number of
-workers. STATE/hosts.db has what the crew knows of it, also after a restart. One that is too busy (429, 502, 503, 504,
+workers. STATE/hosts.db has what the crew knows of it, also after a restart; crawls with another STATE do not, so have
+one crawl of all that you want of a host. One that is too busy (429, 502, 503, 504,
 or an error with Retry-After) or away (no connection, no name, no TLS) is left alone, longer each time, or for as long
 as it asks; its pages go back to the tracker with a delay, which costs them no attempt, and other hosts go on. When
 five pages in a row have failed otherwise (silence, drips, resets, garbage, 500), the next thing that the host is asked
@@ -844,11 +845,18 @@ class Host:
     TIMES: ClassVar = ("next_turn", "busy_until", "asked", "booked", "rests_until", "away_since")
 
     def heed_clock(self, now: float) -> None:
-        """A clock that was set back would let a host rest for ever."""
+        """A clock that was set back would let a host rest for ever, and one set forward would have it away for long.
+
+        So would a crew that was not there: the time in which nobody has looked for a host is not taken from the
+        patience with it.
+        """
         if now < self.noted - 1:
             for name in self.TIMES:
                 if value := getattr(self, name):
                     setattr(self, name, value - self.noted + now)
+        unseen = now - max(self.noted, self.rests_until) - LONGEST_REST
+        if self.away_since and unseen > 0:
+            self.away_since += unseen
         self.noted = now
 
 
@@ -2533,6 +2541,18 @@ def fate_of(record: dict) -> str:
     return "redirect" if 300 <= (record["status"] or 0) < 400 else "fetched"
 
 
+def others_at(state: Path, seeds: Iterable[str]) -> Iterator[str]:
+    """What there is to say of crawls whose states lie beside this one, and which ask the seeds' hosts as well."""
+    hosts, lately = {host_of(seed) for seed in seeds}, time.time() - SILENCE
+    for file in itertools.islice(state.absolute().parent.glob(f"*/{HOSTS}"), 100):
+        if file.parent == state.absolute():
+            continue
+        with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(file, timeout=1)) as db:
+            for [name] in db.execute("SELECT name FROM host WHERE asked > ?", (lately,)):
+                if name in hosts:
+                    yield f"{name} is asked by the crawl of {file.parent} as well, and gets the requests of both"
+
+
 def make_report(crawl: Crawl, seeds: list[str], seconds: float, before: dict, after: dict) -> dict:
     """What the crawl came to: pages and rate of this run; counts and lists of all runs."""
     pages = after["closed_task_count"] - before["closed_task_count"]
@@ -2954,6 +2974,8 @@ def run(args: argparse.Namespace) -> int:
             earlier.update()
     if args.warc:
         mend(args.warc)
+    for told in others_at(args.state, args.seeds + args.sitemap):
+        say(f"{told}: they share no pause.")
     with Tracker(args.server, worker=workers[0], patience=0) as tracker:
         started, before = time.monotonic(), tracker.project(project)
         submit(tracker, crawl, args.seeds, found_on="", depth=0)

@@ -54,8 +54,8 @@ class HostileSite(socketserver.ThreadingTCPServer):
 
     daemon_threads = allow_reuse_address = True
 
-    def __init__(self, answers: dict[str, Any]):
-        super().__init__(("127.0.0.1", 0), None)
+    def __init__(self, answers: dict[str, Any], address: tuple[str, int] = ("127.0.0.1", 0)):
+        super().__init__(address, None)
         self.answers, self.asked, self.heads = answers, [], []
         self.url = f"http://127.0.0.1:{self.server_address[1]}/"
 
@@ -93,8 +93,8 @@ class LeavingSite(HostileSite):
 
 
 @contextlib.contextmanager
-def serving(answers: dict[str, Any], kind: type[HostileSite] = HostileSite) -> Iterator[HostileSite]:
-    with kind(answers) as site:
+def serving(answers: dict[str, Any], kind: type[HostileSite] = HostileSite, *address: Any) -> Iterator[HostileSite]:
+    with kind(answers, *address) as site:
         threading.Thread(target=site.serve_forever, args=(0.02,), daemon=True).start()
         yield site
         site.shutdown()
@@ -419,6 +419,31 @@ def test_pages_that_are_always_refused_when_no_other_is_left_fail_in_the_end(tmp
             worker.hosts.db.execute("UPDATE host SET rests_until = 0, next_turn = 0, slow = 0")
         assert results == [library.SKIPPED] * (crawl.MOST_PUT_OFF + 2) + [library.FAILED]
         assert site.asked.count("/b") == 2
+
+
+def test_the_time_in_which_no_crew_was_there_is_not_taken_from_the_patience_with_a_host(
+    hosts: crawl.Hosts, clock: list[float]
+) -> None:
+    hosts.refuse("h", 0, "gone")
+    clock[0] += 2 + 4 * DAY
+    hosts.refuse("h", 0, "gone")
+    assert hosts.away("h") == 2 + crawl.LONGEST_REST
+    hosts.refuse("h", 7 * DAY, "busy")
+    clock[0] += 9 * DAY
+    hosts.refuse("h", 0, "gone")
+    assert hosts.away("h") == 2 + 2 * crawl.LONGEST_REST
+
+
+def test_a_machine_without_a_clock_that_starts_in_1970_breaks_no_rest_and_gives_up_no_host(
+    hosts: crawl.Hosts, clock: list[float]
+) -> None:
+    hosts.take_turn("h")
+    hosts.refuse("h", 3600, "busy")
+    clock[0] = 30
+    assert hosts.take_turn("h") == 3600
+    clock[0] = 10**9 + 60
+    assert hosts.take_turn("h") == 0
+    assert hosts.away("h") < DAY
 
 
 def test_a_second_start_goes_on_with_the_rest_that_the_first_was_asked_for(

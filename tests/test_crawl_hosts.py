@@ -6,6 +6,7 @@ import contextlib
 import errno
 import gzip
 import json
+import math
 import os
 import signal
 import socket
@@ -756,6 +757,54 @@ def test_sigterm_ends_a_crawl_as_ctrl_c_does(tmp_path: Path) -> None:
         output, errors = process.communicate(timeout=60)
         assert process.returncode == 130 and "Interrupted" in output, errors
         assert get_project(server)["assigned_task_count"] == 0
+
+
+def test_a_host_that_moves_to_another_address_is_asked_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    addresses, look_up = ["127.0.0.1"], socket.getaddrinfo
+    monkeypatch.setattr(socket, "getaddrinfo", lambda _host, *more, **how: look_up(addresses[0], *more, **how))
+    with serving({"/a": page("")}) as old:
+        url, port = old.url.replace("127.0.0.1", "moving.invalid"), old.server_address[1]
+        with working(url, tmp_path, timeout=9) as one:
+            assert give(one, f"{url}a")["result"] == library.DONE
+            old.shutdown()
+            old.server_close()
+            assert give(one, f"{url}b")["result"] == library.SKIPPED
+            addresses[:] = ["127.0.0.2"]
+            with serving({"/b": page("")}, HostileSite, ("127.0.0.2", port)):
+                one.hosts.db.execute("UPDATE host SET rests_until = 0, next_turn = 0")
+                assert give(one, f"{url}b")["result"] == library.DONE
+            assert one.hosts.away("moving.invalid") == 0
+
+
+def test_an_hour_without_the_tracker_is_waited_for_by_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, asked = [0.0], []
+
+    def send(_method: str, url: str, **_how: Any) -> Any:
+        asked.append(clock[0])
+        if clock[0] < 3600:
+            raise crawl.httpx.ConnectError("gone")
+        return contextlib.nullcontext(crawl.httpx.Response(200, json={"ok": True, "content": {"submitted": 1}}))
+
+    monkeypatch.setattr(library.time, "monotonic", lambda: clock[0])
+    with working("http://h/", tmp_path) as one:
+        client = library.Tracker("http://127.0.0.1:1", worker=library.Worker(1, "one", "secret"), patience=math.inf)
+        monkeypatch.setattr(client.client.http, "stream", send)
+        monkeypatch.setattr(client.client.interrupts, "sleep", lambda seconds: clock.append(clock.pop() + seconds))
+        crawl.submit(client, one.crawl, ["http://h/a"], "http://h/", depth=1)
+    assert 3600 <= asked[-1] < 3660 and len(asked) < 400
+
+
+def test_who_crawls_a_host_that_another_crawl_beside_this_one_asks_is_told(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    with contextlib.closing(crawl.Hosts(tmp_path / "one" / crawl.HOSTS)) as hosts:
+        hosts.take_turn("h")
+        seeds = ["http://h/a", "https://h/b", "http://other/"]
+        [told] = crawl.others_at(tmp_path / "two", seeds)
+        assert told.startswith(f"h is asked by the crawl of {tmp_path / 'one'}")
+        assert not list(crawl.others_at(tmp_path / "one", seeds))
+        hosts.db.execute("UPDATE host SET asked = asked - 120")
+        assert not list(crawl.others_at(tmp_path / "two", seeds))
 
 
 def test_a_tracker_that_is_away_is_waited_for(tmp_path: Path) -> None:
