@@ -159,11 +159,11 @@ MOST_CODINGS, DECODED_AT_ONCE = 3, 4096  # of one body; bytes
 MOST_HOPS = 6  # requests for a robots.txt that is elsewhere: after that there is none
 MOST_ROBOTS = 2**19  # bytes of it that are read
 LONGEST_URL = 4096  # characters; longer links are mistakes or traps
-MOST_REDIRECTS = 20  # in a row
+MOST_REDIRECTS, MOST_REDIRECT_DELAY = 20, 86400  # in a row; seconds that each may ask for
 MOST_REPEATED = 3  # times that a path may have the same segment
 MOST_SEGMENTS = 50  # of a path
 RETRY_DELAY = 2  # seconds for which a page rests after it has failed, twice as long each time
-MOST_WARC, OPEN = 10**9, ".open"  # bytes of one file; what the name of one ends in that is being written
+MOST_WARC, WARC, OPEN = 10**9, ".warc.gz", ".open"  # bytes of one file; what its name ends in, and while it is written
 NOT_MODIFIED = "http://netpreserve.org/warc/1.1/revisit/server-not-modified"
 LISTED = ("broken", "failed", "truncated")  # fates whose pages the report names
 IN_FATES = ("url", "status", "error", "depth", "found_on", "type", "size", "file")  # what is told of each page
@@ -633,6 +633,7 @@ def without_session(url: str) -> str:
     """The URL without what names a visit to the site, and no page of it."""
     path, mark, query = url.partition("?")
     path = re.sub("(?i);jsessionid=[^/;]*", "", path)
+    path = re.sub(r"/\((?:[A-Z]\([^()/]*+\))++\)(?=/)", "", path)  # of ASP.NET: /(S(0123456789abcdefghijklmn))/
     kept = "&".join(part for part in query.split("&") if not _is_session(part))
     return f"{path}{mark}{kept}"
 
@@ -927,6 +928,10 @@ class Hosts:
     def read(self, which: str, *values: object) -> list[Host]:
         return [Host(*row) for row in self.db.execute(f"SELECT * FROM host WHERE {which}", values)]
 
+    def are_more_than(self, most: int) -> bool:
+        """Whether so many hosts are known, or more."""
+        return most < 1 or bool(self.db.execute("SELECT 1 FROM host LIMIT 1 OFFSET ?", (most - 1,)).fetchone())
+
     def gap_of(self, host: Host) -> float:
         """Seconds between two pages."""
         return max(self.gap, host.delay, host.slow)
@@ -1167,10 +1172,14 @@ class Archive:
         self.append(data)
         return self.path.name
 
+    def has(self, known: dict) -> bool:
+        """Whether an archive, this one or an earlier, has the page of a record."""
+        return bool(known.get("warc")) or known["file"].endswith(WARC)
+
     def start(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         began = f"{datetime.now(UTC):%Y%m%d%H%M%S%f}"[:-3]
-        self.path = self.folder / f"{self.name}-{began}-{self.serial:05}-{self.worker}-{os.getpid()}.warc.gz"
+        self.path = self.folder / f"{self.name}-{began}-{self.serial:05}-{self.worker}-{os.getpid()}{WARC}"
         self.file, self.size = open(f"{self.path}{OPEN}", "xb", buffering=0), 0  # noqa: SIM115 (closed by close)
         self.serial += 1
         try_to_lock(self.file)
@@ -1228,7 +1237,7 @@ def warc_date(seconds: float) -> str:
 
 def mend(folder: Path) -> None:
     """Close the files that killed processes have left open there: after the last whole record of each."""
-    for open_file in sorted(folder.glob(f"*.warc.gz{OPEN}")):
+    for open_file in sorted(folder.glob(f"*{WARC}{OPEN}")):
         with contextlib.suppress(OSError), open(open_file, "r+b") as file:
             if try_to_lock(file):
                 file.truncate(whole_members(file))
@@ -1288,6 +1297,10 @@ class Folder:
             raise
         sync_folder(path.parent)
         return path.relative_to(self.folder).as_posix()
+
+    def has(self, known: dict) -> bool:
+        """Whether the file of a record is there: an earlier crawl may have kept it elsewhere, or in an archive."""
+        return bool(known["file"]) and (self.folder / known["file"]).is_file()
 
     def close(self) -> None:
         """Each file is closed already."""
@@ -1384,6 +1397,7 @@ class Page:
     unchanged: bool = False  # since an earlier crawl had it
     since: float = 0  # when it was asked for and came whole
     file: str = ""  # in which it is kept
+    warc: str = ""  # in which it is kept, too
     links: list[str] = field(default_factory=list)
     sitemaps: list[str] = field(default_factory=list)
     left_out: dict[str, int] = field(default_factory=dict)  # links, by the reason
@@ -1628,10 +1642,17 @@ class Worker:
     def against(self, url: str, depth: int, sitemap: int = 0, heeds_robots: bool = True) -> str:
         """Why a page is not asked for. Empty if it is."""
         reason = "" if sitemap else self.crawl.scope.against(url, depth)
+        if not reason and depth and self.crawl.scope.kind == "domain" and self.is_host_too_many(host_of(url)):
+            reason = "too many hosts of a domain"
         if reason or (heeds_robots and self.is_forbidden(url)):
             return reason or "forbidden by robots.txt"
         shape = shape_of(url)
         return "too many that differ in the query or a date" if self.are_many(shape) else ""
+
+    def is_host_too_many(self, host: str) -> bool:
+        """Whether it would be one more than --max-variants, besides those of the seeds: names may be of any number."""
+        most = self.crawl.max_variants + len(self.crawl.scope.places)
+        return most < math.inf and not self.hosts.read("name = ?", host) and self.hosts.are_more_than(int(most))
 
     def is_forbidden(self, url: str) -> bool:
         rules = self.robots_of(url)
@@ -1663,7 +1684,7 @@ class Worker:
                 followed.append(link)
             if known := self.rules.get(origin_of(link)):
                 left -= known.size
-        redirect = {"hops": hops, "delay": min(page.retry_after, MOST_GRANTED) if hops else 0}
+        redirect = {"hops": hops, "delay": min(page.retry_after, MOST_REDIRECT_DELAY) if hops else 0}
         submit(self.tracker, self.crawl, followed, url, depth if sitemap else depth + 1, **redirect)
         submit(self.tracker, self.crawl, page.sitemaps, url, depth, page.sitemap + 1, **redirect)
         if page.outcome == "broken" or page.truncated:
@@ -1700,6 +1721,7 @@ class Worker:
             for keeper in self.keepers:
                 kept = functools.partial(keeper.keep, page, self.exchange, original)
                 page.file = despite_full_disk(kept, self.wait) or page.file
+                page.warc = page.file if isinstance(keeper, Archive) else page.warc
 
     def record(self, page: Page, followed: Iterable[str] = ()) -> None:
         """A line of pages.jsonl, on the disk: one call a line, so that those of the crew do not mix."""
@@ -1755,7 +1777,7 @@ class Worker:
         known = self.earlier and self.earlier.find(page.url)
         known = known if known and known.get("sitemap", 0) == page.sitemap else None
         whole = known and known["outcome"] == "ok" and known.get("digest") and not known["truncated"]
-        return known if whole and (known["file"] or not self.keepers) else None
+        return known if whole and all(keeper.has(known) for keeper in self.keepers) else None
 
     async def get(self, page: Page) -> None:
         """Fetch within one deadline for all: a site that sends a byte a second passes any bound on single reads.
@@ -1841,7 +1863,7 @@ class Worker:
         page.unchanged = True
         page.type, page.size, page.digest, page.since = (known[name] for name in ("type", "size", "digest", "since"))
         page.etag, page.last_modified = page.etag or known["etag"], page.last_modified or known["last_modified"]
-        page.file, page.sitemaps = known["file"], list(known.get("sitemaps", ()))
+        page.file, page.warc, page.sitemaps = known["file"], known.get("warc", ""), list(known.get("sitemaps", ()))
         page.links = known["targets"][: len(known["targets"]) - len(page.sitemaps)]
         for reason, links in known["passed_over"].items():
             if reason in ("too long", ODD_SITEMAP) or (reason == "nofollow" and not self.crawl.ignore_nofollow):
@@ -2043,7 +2065,7 @@ def sign_in(args: argparse.Namespace) -> library.Manager:
     if not name:
         raise CrawlError("A manager has to set the crawl up: name one with --manager.")
     if args.password_file:
-        password = args.password_file.read_text().rstrip("\r\n")
+        password = read_text(args.password_file).rstrip("\r\n")
     else:
         password = os.environ.get("TRACKER_PASSWORD") or (terminal and getpass.getpass(f"Password of {name}: "))
     if not password:
@@ -2770,7 +2792,7 @@ def parse_arguments() -> argparse.Namespace:
     args = parser.parse_args()
     try:
         check_arguments(args)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, CrawlError) as error:
         parser.error(str(error))
     return args
 
@@ -2823,8 +2845,8 @@ def add_limits(add: Add) -> None:
         metavar="N",
         type=int,
         default=10_000,
-        help="pages that differ in nothing but their query, or the date in their path; more are a trap, and left out"
-        " (default: %(default)s)",
+        help="pages that differ in nothing but their query, or the date in their path, and hosts of --scope domain;"
+        " more are a trap, and left out (default: %(default)s)",
     )
     add("--max-body", metavar="BYTES", type=int, default=10 * 2**20, help="of one page, the rest is cut off (10 MiB)")
 
@@ -2906,10 +2928,12 @@ def check_arguments(args: argparse.Namespace) -> None:
     if args.max_assign_time < 3 * args.timeout:
         raise ValueError("--max-assign-time must be at least 3 times --timeout, or slow pages are assigned twice")
     if args.seeds_file:
-        lines = args.seeds_file.read_text("utf-8-sig").splitlines()
+        lines = read_text(args.seeds_file).splitlines()
         args.seeds += [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
     if not args.seeds and not args.sitemap:
         raise ValueError("name a SEED_URL, or --seeds, or --sitemap")
+    if args.report and not args.report.absolute().parent.is_dir():
+        raise ValueError(f"argument --report: there is no folder {args.report.parent}")
     args.logins = read_logins(args)
     for name in ("seeds", "sitemap"):
         setattr(args, name, list(dict.fromkeys(normalise(http_url(url).href) for url in getattr(args, name))))
@@ -2932,6 +2956,13 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise ValueError("--user-agent and --contact: must be ASCII")
 
 
+def read_text(file: Path) -> str:
+    try:
+        return file.read_text("utf-8-sig")
+    except UnicodeDecodeError:
+        raise CrawlError(f"{file} is no text in UTF-8") from None
+
+
 def http_url(text: str) -> ada_url.URL:
     if not (url := resolve(text)):
         raise ValueError(f"{text} is not an http or https URL")
@@ -2944,8 +2975,8 @@ def read_logins(args: argparse.Namespace) -> tuple[tuple[str, str, str], ...]:
     if args.login:
         try:
             logins = [(host, name, password) for host, (name, _, password) in netrc.netrc(args.login).hosts.items()]
-        except netrc.NetrcParseError as error:
-            raise ValueError(f"argument --login: {error}") from None
+        except (netrc.NetrcParseError, UnicodeDecodeError) as error:
+            raise ValueError(f"argument --login: {args.login}: {error}") from None
     for url in map(http_url, args.seeds + args.sitemap):
         if url.username or url.password:
             logins.append((host_of(normalise(url.href)), unquote(url.username), unquote(url.password)))

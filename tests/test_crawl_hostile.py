@@ -285,7 +285,7 @@ def test_a_robots_txt_that_is_to_be_had_later_is_asked_for_later(status: int) ->
     assert away.value.retry_after == 3600
 
 
-@pytest.mark.parametrize(("asked_for", "delay"), [("60", 60), ("31536000", 30 * 86400), ("soon", None)])
+@pytest.mark.parametrize(("asked_for", "delay"), [("60", 60), ("31536000", 86400), ("soon", None)])
 @pytest.mark.parametrize("sitemap", [0, 1])
 def test_where_a_redirect_leads_is_asked_for_when_it_says(
     asked_for: str, delay: float | None, sitemap: int, tmp_path: Path
@@ -715,7 +715,7 @@ def test_a_robots_txt_that_cannot_be_had_now_has_its_host_left_alone(
 
 def test_a_robots_txt_is_read_when_its_host_is_first_met_and_after_a_day_again(tmp_path: Path) -> None:
     answers = {"/robots.txt": answer(RULES), "/a": page(""), "/b": page("")}
-    with serving(answers) as site, working(site, tmp_path) as worker:
+    with serving(answers) as site, working(site, tmp_path, timeout=9) as worker:
         worker.hosts.db.execute("UPDATE robots SET read_at = read_at - 86401")
         for path in ("a", "b", "a"):
             assert give(worker, f"{site.url}{path}")["result"] == library.DONE

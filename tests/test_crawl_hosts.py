@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import gzip
 import json
@@ -156,6 +157,10 @@ def test_a_page_that_a_new_pattern_leaves_out_is_not_asked_for_though_it_waits(t
         ("http://h/a;jsessionid=0123456789ABCDEF", "http://h/a"),
         ("http://h/a;JSessionID=01/b", "http://h/a/b"),
         ("http://h/a?ASPSESSIONIDQQ=ABCDEFGHIJKLMNOPQRST", "http://h/a"),
+        ("http://h/(S(lit3py55t21z5v55vlm25s55))/a", "http://h/a"),
+        ("http://h/x/(X(1)S(lit3py55t21z5v55vlm25s55))/a?b", "http://h/x/a?b"),
+        ("http://h/(see)/a", "http://h/(see)/a"),
+        ("http://h/(S(1))", "http://h/(S(1))"),
         ("http://h/a?sid=12/34", "http://h/a?sid=12/34"),
         ("http://h/a?sid=7", "http://h/a?sid=7"),
         ("http://h/a?id=0123456789abcdef", "http://h/a?id=0123456789abcdef"),
@@ -172,6 +177,17 @@ def test_pages_that_differ_in_the_query_or_a_date_are_asked_for_up_to_a_limit(tm
             assert give(one, f"{site.url}{path[1:]}")["result"] == library.DONE
         assert site.asked == ["/a?n=0", "/a?n=1", "/cal/2020-05/1", "/cal/2021-05/1", "/1", "/2", "/3"]
         assert told_of(one)["left_out"] == {"too many that differ in the query or a date": 4}
+
+
+def test_hosts_of_a_domain_are_asked_up_to_a_limit_besides_those_that_were_named(tmp_path: Path) -> None:
+    with working("http://h.example/", tmp_path, max_variants=2) as one:
+        one.crawl = dataclasses.replace(one.crawl, scope=crawl.Scope.around("domain", ["http://h.example/"]))
+        reasons = []
+        for name in ("h", "a", "b", "c", "a"):
+            reasons.append(one.against(f"http://{name}.h.example/", depth=1))
+            if not reasons[-1]:
+                one.hosts.take_turn(f"{name}.h.example")
+        assert reasons == ["", "", "", "too many hosts of a domain", ""]
 
 
 class Endless(HostileSite):
