@@ -59,6 +59,7 @@ import notices
 import openapi
 import packing
 import pauses
+import projects
 import shapes
 import tracker
 import workers
@@ -792,6 +793,7 @@ def overview(tx: Tx, caller: Caller, query: OverviewQuery) -> dict[str, Any]:
         "totals": tx.one(totals, values),
         "archived_count": tx.one(f"SELECT COUNT(*) {listed}", values)[0],
         "requests": waiting_requests(tx, caller) if caller.manager else [],
+        "all_at_once": projects.pausable(tx, caller),
     }
 
 
@@ -1059,9 +1061,52 @@ def paused_in_words(result: None, body: shapes.PausedBody | shapes.PauseBody) ->
     return "Paused: nothing more is assigned." if body.paused else "Resumed."
 
 
-def question(text: str, consequence: str, button: str, then: str, cancel: str = "") -> dict[str, Any]:
-    """What the page of a question shows (question.html), and where its answer leads: to `then`, or if it is no back."""
-    return {"question": text, "consequence": consequence, "button": button, "then": then, "cancel": cancel or then}
+def question(
+    text: str, consequence: str, button: str, then: str, cancel: str = "", kept: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """What the page of a question shows (question.html), and where its answer leads: to `then`, or if it is no back.
+
+    `kept`: the fields of the form that has asked, which are sent again with the answer.
+    """
+    kept = {"confirmed": "yes", "back": then, **(kept or {})}
+    return {"question": text, "consequence": consequence, "button": button, "kept": kept, "cancel": cancel or then}
+
+
+def in_short(names: list[str], count: int) -> str:
+    """The first ones of so many names, and how many more there are."""
+    return ", ".join(names) + (f" and {count - len(names):,} more" if count > len(names) else "")
+
+
+async def pause_all(visit: Visit) -> Response:
+    """POST /ui/projects/pause: all projects are paused, or those go on that were. Asks first."""
+    body = visit.form_as(shapes.PausedBody)
+    if visit.field("confirmed") != "yes":
+        values = await visit.read(tracker.needs(LOGIN)(about_all), body.paused)
+        return await visit.render(QUESTION, values)
+    count = await projects.set_paused(visit.tracker, visit.session(), body)
+    said = ("1 project is" if count == 1 else f"{count:,} projects are") + (" paused." if body.paused else " resumed.")
+    return visit.see("/ui/", said)
+
+
+def about_all(tx: Tx, caller: Caller, paused: bool) -> dict[str, Any]:
+    """The question before all projects are paused, or go on: which ones those are."""
+    count, names = projects.find_all(tx, caller, paused)
+    which, listed = "the one project" if count == 1 else f"all {count:,} projects", in_short(names, count)
+    if paused:
+        text, says = (
+            f"Pause {which}?",
+            "Nothing more is assigned from {}. Workers may release what they hold, and submit.",
+        )
+    else:
+        text = (
+            f"Resume {which} that were paused together?"
+            if count != 1
+            else "Resume the project that was paused with all?"
+        )
+        says = "Tasks are assigned again from {}. What was paused by itself stays so."
+    button = "Pause all" if paused else "Resume all"
+    kept = {"paused": "true" if paused else "false"}
+    return question(text, says.format(listed or "none"), button, "/ui/", kept=kept)
 
 
 @tracker.needs(MAINTENANCE)
@@ -2127,6 +2172,7 @@ PAGES = [
     ),
     Page("/ui/projects/import", "project_import.html", tracker.needs(LOGIN)(nothing_more)),
     Action("", moving.import_by_form, again=True),
+    Action("/ui/projects/pause", pause_all),
     Page(ONE_PROJECT, "project.html", project_page),
     Action("/pause", tracker.pause_project, says=paused_in_words, again=False),
     Action("/rate", set_rate, RateForm, says="The rate is set.", again=False),

@@ -211,6 +211,7 @@ class Place:
             "/ui/projects/{project}/edit/archive": {"archived": "false"},
             "/ui/projects/{project}/edit/delete": {"confirm": f"{self.text} project"},
             "/ui/projects/{project}/pause": {"paused": "true"},
+            "/ui/projects/pause": {"paused": "true", "confirmed": "yes"},
             "/ui/projects/{project}/rate": {"assign_rate": "5"},
             "/ui/projects/{project}/secret": {"secret": "a new one"},
             "/ui/projects/{project}/webhook_secret": {"webhook_secret": "a new one"},
@@ -556,6 +557,7 @@ def test_who_has_not_logged_in_can_do_nothing(place: Place) -> None:
 def test_a_manager_without_any_role_can_do_nothing_to_others_projects(place: Place) -> None:
     manager, before = Tab(place.manager.http), place.dump()
     own = (*ENTRANCES, "/ui/projects/new", "/ui/projects/import", "/ui/account/password", "/ui/account/sessions")
+    own += ("/ui/projects/pause",)  # of all projects in which it may: here of none
     for path in POSTS:
         if path not in own:
             hidden = "{uuid}" in path  # a job of a queue, which is one
