@@ -198,16 +198,43 @@ def charts_version(tx: Tx, project: int, span: str) -> str:
     return f"{span}-{tx.time // YOUNG_STEP if young else last}"
 
 
+# When who holds a task is free: a job ends at its own limit of time, and may give signs of life until then; the lease
+# of a plain task can be extended.
+ENDS = "iif(task.job IS NULL, task.deadline_uptime, task.assigned_uptime + task.max_assign_time)"
+
+
 def holders(tx: Tx, project: int) -> list[sqlite3.Row]:
-    """Who holds the most tasks of the project now, and since when the oldest of them (of a hundred, if it has more)."""
+    """Who holds the most tasks of the project now, since when the oldest of them, and in how many seconds all end.
+
+    Of a hundred, if a worker has more. `plain`: whether a lease among them can be extended.
+    """
+    held = (
+        f"SELECT {{}} FROM (SELECT assign_time, job, {ENDS} AS ends FROM task"
+        " WHERE project = t.project AND assignee = t.worker AND assignee IS NOT NULL ORDER BY id LIMIT 100)"
+    )
+    since, ends, plain = (held.format(f"MAX({one})") for one in ("-assign_time", "ends", "job IS NULL"))
     return tx.all(
-        "SELECT w.id, w.alias, t.held_task_count, (SELECT MIN(assign_time) FROM (SELECT assign_time FROM task"
-        " WHERE project = t.project AND assignee = t.worker AND assignee IS NOT NULL ORDER BY id LIMIT 100)) AS since"
+        f"SELECT w.id, w.alias, t.held_task_count, -({since}) AS since, ({ends}) - ? AS left, ({plain}) AS plain"
         " FROM (SELECT * FROM tally WHERE project = ? AND held_task_count > 0"
         " ORDER BY held_task_count DESC, worker LIMIT 10) t JOIN worker w ON w.id = t.worker"
         " ORDER BY t.held_task_count DESC, w.id",
-        (project,),
+        (tx.uptime, project),
     )
+
+
+HELD = f"""
+    SELECT task.id, task.job, task.project, task.assign_time, {ENDS} - :uptime AS left, task.job IS NULL AS plain,
+        j.token, j.name, p.name AS project_name
+    FROM tally y JOIN task ON task.project = y.project AND task.assignee = y.worker AND task.assignee IS NOT NULL
+    JOIN project p ON p.id = task.project LEFT JOIN job j ON j.id = task.job
+    WHERE y.worker = :worker AND y.held_task_count > 0 ORDER BY y.project, task.id LIMIT :most
+"""
+
+
+def held_by(tx: Tx, worker: int | None, most: int = 1) -> list[sqlite3.Row]:
+    """The first tasks that a worker holds, with the seconds after which each ends."""
+    values = {"worker": worker, "uptime": tx.uptime, "most": most}
+    return tx.all(HELD, values) if worker is not None else []
 
 
 LAST_DAY = "t.last_day_task_count + t.closed_task_count - t.rolled_task_count"
@@ -1819,7 +1846,14 @@ def job_page(tx: Tx, caller: Caller, job: sqlite3.Row, query: JobQuery) -> dict[
         "steps": visible_steps(tx, caller, job["id"]),
         "job_links": links(tx, job=job),
         "waits_for": job_waits_for(tx, job),
+        "left": lease_left(tx, job),
     }
+
+
+def lease_left(tx: Tx, job: sqlite3.Row) -> float | None:
+    """The seconds after which a job ends at the latest. None: nobody holds it."""
+    row = tx.one(f"SELECT {ENDS} - ? AS left FROM task WHERE id = ? AND assignee IS NOT NULL", (tx.uptime, job["task"]))
+    return row and row["left"]
 
 
 SEEN = """
@@ -1927,7 +1961,8 @@ def worker_page(tx: Tx, caller: Caller, worker: int) -> dict[str, Any]:
     values = {"worker": worker, **caller.as_values, "public": tx.settings.public_logs}
     now, match = tracker.SEARCH_TIME, READABLE_LINES
     logs, _ = tracker.search(tx, "log_entry", "worker = :worker", match, values, INT64_MAX, 20, now, newest=True)
-    return {"worker": {**row, **worker_pace(tx, caller, worker)}, "projects": projects, "logs": logs}
+    held = [one for one in held_by(tx, worker, 20) if caller.role(one["project"]) & READ]
+    return {"worker": {**row, **worker_pace(tx, caller, worker)}, "projects": projects, "held": held, "logs": logs}
 
 
 @of_project(MANAGE_ACCESS)

@@ -2013,6 +2013,22 @@ def test_the_message_of_the_day_and_the_pause_show_everywhere_at_once(place: Pla
     assert place.worker.assigned(place.project) is None
 
 
+def test_it_is_told_what_a_worker_holds_and_when_it_is_free_at_the_latest(place: Place) -> None:
+    place.worker.submit(place.project, "long", max_assign_time=7230, priority=9)
+    task = place.worker.assigned(place.project)["id"]
+    job = place.trigger(place.create_template("quick", timeout=7000, priority=10))
+    assert place.worker.assigned(place.project)["job"]["id"] == job["id"]
+    place.site.clock.pass_time(60)
+    path = f"/ui/workers/{place.worker.id}"
+    held = place.admin.open(path).tree.get_element_by_id("worker-held")
+    rows = {row.find("th").text_content(): row.findall("td")[-1].text_content() for row in held.iterfind(".//tbody/tr")}
+    assert rows[f"task {task}"] == "in 1 h 59 min, unless extended" and rows["quick"] == "in 1 h 55 min at the latest"
+    assert "in 1 h 55 min at the latest" in place.admin.open(f"/ui/jobs/{job['id']}").text
+    holders = place.admin.open(f"/ui/projects/{place.project}").tree.get_element_by_id("holders")
+    assert "in 1 h 59 min, unless extended" in holders.text_content()
+    assert "at the latest" not in Tab(place.manager.http).open(path).text  # who may not read the project
+
+
 # ── Requests for access ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
