@@ -1949,7 +1949,8 @@ def worker_page(tx: Tx, caller: Caller, worker: int) -> dict[str, Any]:
     if row is None:
         raise TrackerError("not_found", f"No worker {worker}")
     projects = tx.all(
-        "SELECT p.id, p.name, p.public, a.role_assign, a.role_submit, a.request, t.held_task_count,"
+        f"SELECT p.id, p.name, p.public, {may(READ)} AS readable, a.role_assign, a.role_submit, a.request,"
+        " t.held_task_count,"
         " t.pause_uptime IS NOT NULL AND t.failures_in_row >= :most AS is_paused, t.failures_in_row,"
         f" t.closed_task_count, {LAST_DAY} AS day, t.runtime_min, t.runtime_max,"
         " t.runtime_total / nullif(t.closed_task_count, 0) AS runtime_avg FROM project p"

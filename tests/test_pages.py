@@ -464,17 +464,30 @@ def test_ids_are_unique_on_every_page(place: Place) -> None:
             assert sorted(set(ids)) == sorted(ids), path
 
 
-def test_every_link_of_the_pages_leads_somewhere(place: Place) -> None:
-    seen, ahead = set(), ["/ui/"]
+def linked(tab: Tab, start: str) -> set[str]:
+    """All that a visitor comes to by links from a page on. Each leads to what is for the visitor to see."""
+    seen, ahead = {"/ui/docs"}, [start]
     while ahead:
         path = ahead.pop()
-        page = place.admin.open(path)
+        page = tab.open(path)
         assert page.status == 200, path
+        assert page.answer.url.path != "/ui/login" or path.startswith("/ui/login"), path
         if "text/html" in page.answer.headers["content-type"]:
             found = {urlsplit(link)._replace(fragment="").geturl() for link in page.links if link.startswith("/")}
             ahead += found - seen
             seen |= found
+    return seen
+
+
+def test_every_link_of_the_pages_leads_somewhere(place: Place) -> None:
+    seen = linked(place.admin, "/ui/")
     assert {place.at(path) for path in GETS if path not in ("/ui/login", "/ui/register")} <= seen
+
+
+def test_no_link_leads_where_its_reader_may_not_go(place: Place) -> None:
+    place.site.admin.update_project(place.project, public=True)
+    assert len(linked(Tab(place.site.guest), f"/ui/projects/{place.project}")) > 5
+    assert len(linked(manager_with(place, EDIT), f"/ui/projects/{place.project}")) > 30
 
 
 def test_a_project_that_is_being_deleted_is_on_no_page_and_in_no_form(
