@@ -1994,35 +1994,74 @@ ACCESS_MATCHES = "(w.alias LIKE :text ESCAPE '\\' OR a.source LIKE :text ESCAPE 
 
 
 class Answer(msgspec.Struct):
-    """What a manager answers requests for access: the selected, or all with `text` in the alias or the address."""
+    """What a manager answers requests for access: the selected, or all with `text` in the alias or the address.
+
+    `until`: the time of the last one that the question about all was about: others may have come in since.
+    """
 
     answer: Literal["accept", "reject"]
     which: Literal["selected", "all"] = "selected"
     text: Annotated[str, Meta(max_length=200)] = ""
+    until: Annotated[int, Meta(ge=0, le=INT64_MAX)] = INT64_MAX
+
+
+ANSWERED = f"""
+    FROM worker_access a JOIN worker w ON w.id = a.worker WHERE a.project = :project AND a.request
+        AND iif(:all, a.requested <= :until AND {ACCESS_MATCHES}, a.worker IN (SELECT value FROM json_each(:workers)))
+"""
+
+
+def answered_values(project: sqlite3.Row, body: Answer, workers: list[int]) -> dict[str, Any]:
+    """The values of ANSWERED."""
+    values = {"project": project["id"], "all": body.which == "all", "workers": encode(workers).decode()}
+    return {**values, "text": like(body.text), "number": body.text.strip(), "until": body.until}
 
 
 @tracker.needs(MANAGE_ACCESS, acts=True)
 def answer_requests(tx: Tx, caller: Caller, project: sqlite3.Row, body: Answer, workers: list[int]) -> int:
     """Answers those of the requests that still wait. How many those were."""
     change = "UPDATE worker_access SET request = 0" if body.answer == "accept" else "DELETE FROM worker_access"
-    which = "worker IN (SELECT value FROM json_each(:workers))"
-    if body.which == "all":
-        which = f"worker IN (SELECT a.worker FROM worker_access a JOIN worker w ON w.id = a.worker WHERE {MATCHING})"
-    values = {"project": project["id"], "workers": encode(workers).decode()}
-    values |= {"text": like(body.text), "number": body.text.strip()}
-    return tx.execute(f"{change} WHERE project = :project AND request AND {which}", values).rowcount
+    sql = f"{change} WHERE project = :project AND worker IN (SELECT a.worker {ANSWERED})"
+    return tx.execute(sql, answered_values(project, body, workers)).rowcount
 
 
-MATCHING = f"a.project = :project AND a.request AND {ACCESS_MATCHES}"
+@tracker.needs(MANAGE_ACCESS)
+def about_requests(tx: Tx, caller: Caller, project: sqlite3.Row, body: Answer, workers: list[int]) -> dict[str, Any]:
+    """The question before many requests are answered: of how many workers, and what that gives them."""
+    values = answered_values(project, body, workers)
+    sums = "COUNT(*), ifnull(MAX(requested), 0), SUM(role_assign), SUM(role_submit)"
+    count, until, assign, submit = tx.one(f"SELECT {sums} {ANSWERED}", values)
+    names = tx.all(f"SELECT w.alias {ANSWERED} ORDER BY a.worker LIMIT 10", values)
+    listed = in_short([row["alias"][:50] for row in names], count)
+    if not count:
+        says = "None of them waits for an answer any more."
+    elif body.answer == "accept":
+        says = f"Tasks are assigned to {assign:,} of them, and {submit:,} may submit: {listed}."
+    else:
+        says = f"They may ask again: {listed}."
+    requests = "the one request" if count == 1 else f"{count:,} requests"
+    then = f"/ui/projects/{project['id']}/access"
+    kept = {"answer": body.answer, "which": body.which, "text": body.text, "worker": workers, "until": until}
+    return question(
+        f"{body.answer.capitalize()} {requests}?", says, f"{body.answer.capitalize()} them", then, kept=kept
+    )
 
 
 async def answer_on_list(visit: Visit) -> Response:
-    """POST …/access/answer: accepts or rejects the selected requests, or all that match what was searched for."""
+    """POST …/access/answer: accepts or rejects the selected requests, or all that match what was searched for.
+
+    Asks first. Who has asked for access meanwhile is not among all that match.
+    """
     project, body = visit.path_id("project"), visit.form_as(Answer)
     workers = [] if body.which == "all" else selected(visit, "worker", "request")
+    to = visit.back(f"/ui/projects/{project}/access")
+    if visit.field("confirmed") != "yes":
+        values = await visit.read(about_requests, project, body, workers)
+        values["kept"]["back"] = values["cancel"] = to
+        return await visit.render(QUESTION, values)
     count = await visit.write(answer_requests, project, body, workers)
     said = f"{count:,} {'request is' if count == 1 else 'requests are'} {body.answer}ed."
-    return visit.see(visit.back(f"/ui/projects/{project}/access"), said)
+    return visit.see(to, said)
 
 
 # ── Logs ──────────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -236,7 +236,7 @@ class Place:
             "/ui/testflinger/clients": {"client_id": "another"},
             "/ui/testflinger/clients/{client}/delete": {"confirmed": "yes"},
             "/ui/testflinger/clients_key": {"confirmed": "yes"},
-            "/ui/projects/{project}/access/answer": {"answer": "accept", "which": "all"},
+            "/ui/projects/{project}/access/answer": {"answer": "accept", "which": "all", "confirmed": "yes"},
             "/ui/projects/{project}/access/set": {"worker": self.asking.id, "assign": "true"},
             "/ui/projects/{project}/access/role": {"username": self.manager.username, "read": "true"},
             "/ui/workers/pause": {"worker": self.worker.id, "paused": "true"},
@@ -2059,27 +2059,52 @@ def answered(site: Site, project: int) -> tuple[set[int], set[int]]:
 
 
 @pytest.mark.parametrize("answer", ["accept", "reject"])
-def test_the_selected_requests_are_answered_together(site: Site, answer: str) -> None:
-    project = site.admin.create_project()
+def test_the_selected_requests_are_answered_together_after_a_question(site: Site, answer: str) -> None:
+    project, visitor = site.admin.create_project(), Tab(site.admin.http)
     first, second, third = asking(site, project, "a", "b", "c")
-    page = Tab(site.admin.http).act(
-        f"/ui/projects/{project}/access/answer", {"answer": answer, "worker": [first, third]}
-    )
-    assert f"2 requests are {answer}ed." in page.text
+    path = f"/ui/projects/{project}/access/answer"
+    asked = visitor.act(path, {"answer": answer, "worker": [first, third]})
+    assert f"{answer.capitalize()} 2 requests?" in asked.text and "a, c." in asked.text
+    assert answered(site, project) == (set(), {first, second, third})
+    assert visitor.send(asked.form(path)).notice == f"2 requests are {answer}ed."
     assert answered(site, project) == ({first, third} if answer == "accept" else set(), {second})
 
 
 @pytest.mark.parametrize("answer", ["accept", "reject"])
-def test_all_requests_that_match_are_answered_together(site: Site, answer: str) -> None:
-    project, other = site.admin.create_project(), site.admin.create_project()
+def test_all_requests_that_match_are_answered_together_after_a_question(site: Site, answer: str) -> None:
+    project, other, visitor = site.admin.create_project(), site.admin.create_project(), Tab(site.admin.http)
     *_, third = asking(site, project, "crew a", "crew b", "other")
     asking(site, other, "crew c")
-    visitor = Tab(site.admin.http)
-    fields = {"answer": answer, "which": "all"}
-    assert "1 request is" in visitor.act(f"/ui/projects/{project}/access/answer", fields | {"text": str(third)}).text
-    assert "2 requests are" in visitor.act(f"/ui/projects/{project}/access/answer", fields | {"text": "crew"}).text
+    path, fields = f"/ui/projects/{project}/access/answer", {"answer": answer, "which": "all"}
+    for text, said, count in ((str(third), "1 request is", 1), ("crew", "2 requests are", 2)):
+        asked = visitor.act(path, fields | {"text": text})
+        assert "the one request?" in asked.text if count == 1 else "2 requests?" in asked.text
+        assert said in visitor.send(asked.form(path)).notice
     assert answered(site, project)[1] == set()
     assert len(answered(site, other)[1]) == 1
+
+
+def test_who_asks_for_access_after_the_question_is_not_among_all_that_are_accepted(site: Site) -> None:
+    project, visitor = site.admin.create_project(), Tab(site.admin.http)
+    (first,) = asking(site, project, "a")
+    path = f"/ui/projects/{project}/access/answer"
+    asked = visitor.act(path, {"answer": "accept", "which": "all"})
+    site.clock.pass_time(2)
+    (later,) = asking(site, project, "b")
+    assert visitor.send(asked.form(path)).notice == "1 request is accepted."
+    assert answered(site, project) == ({first}, {later})
+
+
+def test_a_question_about_requests_that_is_answered_with_no_leads_back_to_the_search(site: Site) -> None:
+    project, visitor = site.admin.create_project(), Tab(site.admin.http)
+    asking(site, project, "crew a")
+    page = visitor.open(f"/ui/projects/{project}/access", text="crew")
+    form = page.form("/access/answer")
+    form.fields["which"] = "all"
+    asked = visitor.send(form, "Reject them")
+    assert f"/ui/projects/{project}/access?text=crew" in asked.links
+    assert visitor.send(asked.form("/access/answer")).answer.url.params["text"] == "crew"
+    assert answered(site, project) == (set(), set())
 
 
 def test_answers_to_requests_need_a_selection_and_manage_access(site: Site) -> None:
