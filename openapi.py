@@ -315,6 +315,10 @@ NOTES: dict[str, Note] = {
         body=PUSH,
         headers=SIGNATURE_HEADERS,
     ),
+    "GET /project/paused_workers/{project}": Note("Monitoring"),
+    "POST /project/resume_worker/{project}/{worker}": Note(
+        "Maintenance", {404: "or there is no such worker."}, path={"worker": 2}
+    ),
     "POST /worker/delete/{worker}": Note(
         "Maintenance", {404: "There is no such worker.", 409: "It is an agent of another system."}, path={"worker": 2}
     ),

@@ -2252,7 +2252,7 @@ PAGES = [
     Action("/pause", tracker.pause_project, says=paused_in_words, again=False),
     Action("/rate", set_rate, RateForm, says="The rate is set.", again=False),
     Action("/reset/{kind}", reset_project, again="confirm"),
-    Action("/resume/{worker}", tracker.resume_worker, says="The worker gets tasks of this project again."),
+    Action("/resume/{worker}", workers.resume_worker, says="The worker gets tasks of this project again."),
     Action("/trust", tracker.trust_project, says="The project is trusted now."),
     Page(ONE_PROJECT + "/crowd", crowd_page),
     Page(ONE_PROJECT + "/edit", "project_edit.html", edit_values),

@@ -605,13 +605,6 @@ def checked_fields(tx: Tx, caller: Caller, old: sqlite3.Row | None, body: shapes
     return fields
 
 
-@needs(MAINTENANCE, acts=True)
-def resume_worker(tx: Tx, caller: Caller, project: sqlite3.Row, worker: int) -> None:
-    """Ends the pause of a worker that has failed one task after the other in the project."""
-    if pauses.end_pause(tx, project["id"], worker):
-        tx.ready.append((project["id"], 1))  # if it waits
-
-
 def check_chain(tx: Tx, caller: Caller, project: int | None, target: int | None) -> None:
     """Refuses a chain to nowhere, to a project that the manager cannot edit, to itself, or in a circle."""
     following = target

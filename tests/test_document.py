@@ -340,6 +340,8 @@ METHODS = {
     "/project/monitoring/1": "GET",
     "/project/monitoring-between/1": "GET",
     "/project/assignees/1": "GET",
+    "/project/paused_workers/1": "GET",
+    "/project/resume_worker/1/1": "POST",
     "/project/request_access": "POST",
     "/project/access_list/1": "GET",
     "/project/accept_request/1/1": "POST",
