@@ -154,6 +154,7 @@ NOTES: dict[str, Note] = {
         body={"name": "second", "public": True, "priority": 5, "assign_rate": 10},
     ),
     "POST /project/trust/{project}": Note("Projects"),
+    "POST /project/set_all_paused": Note("Projects", body={"paused": False}, example={"projects": 0}),
     "POST /project/update/{project}": Note(
         "Projects",
         {

@@ -221,7 +221,7 @@ ProjectBody = changes(
 
 
 class PausedBody(Shape):
-    paused: bool
+    paused: Annotated[bool, "Whether nothing is assigned from now on."]
 
 
 class ArchivedBody(Shape):
