@@ -154,6 +154,7 @@ NOTES: dict[str, Note] = {
         body={"name": "second", "public": True, "priority": 5, "assign_rate": 10},
     ),
     "POST /project/trust/{project}": Note("Projects"),
+    "POST /project/set_all_paused": Note("Projects", body={"paused": False}, example={"projects": 0}),
     "POST /project/update/{project}": Note(
         "Projects",
         {
@@ -313,6 +314,10 @@ NOTES: dict[str, Note] = {
         {403: "The signature is missing, or does not match the webhook secret."},
         body=PUSH,
         headers=SIGNATURE_HEADERS,
+    ),
+    "GET /project/paused_workers/{project}": Note("Monitoring"),
+    "POST /project/resume_worker/{project}/{worker}": Note(
+        "Maintenance", {404: "or there is no such worker."}, path={"worker": 2}
     ),
     "POST /worker/delete/{worker}": Note(
         "Maintenance", {404: "There is no such worker.", 409: "It is an agent of another system."}, path={"worker": 2}

@@ -221,7 +221,7 @@ ProjectBody = changes(
 
 
 class PausedBody(Shape):
-    paused: bool
+    paused: Annotated[bool, "Whether nothing is assigned from now on."]
 
 
 class ArchivedBody(Shape):
@@ -258,6 +258,15 @@ class LastSnapshots(Shape):
 class SnapshotsBetween(Shape, rename={"start": "from", "end": "to"}):
     start: Annotated[Int64, "The first moment, in unix seconds."]
     end: Annotated[Int64, "The last moment, in unix seconds."]
+
+
+class PausedWorker(Shape):
+    """A worker that has failed one task after the other in a project, and gets none there until its pause ends."""
+
+    id: Annotated[int, "The worker's number.", 2]
+    alias: Annotated[str, "What it calls itself.", "my laptop"]
+    failures_in_row: Annotated[int, "How many tasks it has failed since it closed one.", 25]
+    left: Annotated[float, "Seconds until it gets one task on trial; 0: it may have that now.", 413.5]
 
 
 class Assignee(Shape):

@@ -1917,7 +1917,7 @@ async def asked(
 
     async def trace(event: str, _about: dict) -> None:
         nonlocal is_new
-        is_new = is_new or event == "connection.connect_tcp.started"
+        is_new = is_new or event.endswith((".connect_tcp.started", ".connect_unix_socket.started"))  # a proxy's, too
 
     request = client.build_request("GET", url, headers=headers, extensions={"trace": trace} | as_it_is(url))
     response = None

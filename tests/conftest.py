@@ -119,6 +119,10 @@ class MovedClock(tracker.Clock):
         return super().uptime() + self.passed
 
 
+for _wait in "connect", "read", "write", "pool":  # no test is about the five seconds, which pass on a loaded machine
+    setattr(httpx._config.DEFAULT_TIMEOUT_CONFIG, _wait, 90)
+
+
 def client(url: str, **options: Any) -> httpx.Client:
     """Somebody's HTTP client. Without the certificate store: loading it takes longer than a whole test's requests."""
     return httpx.Client(base_url=url, timeout=90, verify=False, trust_env=False, **options)
