@@ -21,10 +21,13 @@ It speaks to the tracker through the public HTTP API alone, by the library `work
    too early.
 
 **A host** is asked for one page at a time, with a pause (--rate, or what its robots.txt says), whatever the number of
-workers. STATE/hosts.db has what the crew knows of it, also after a restart. One that is too busy (429, 503, 502, 504)
-or away (no connection, no name, no answer) is left alone, longer each time, or for as long as it asks; its pages go
-back to the tracker with a delay, which costs them no attempt, and other hosts go on. One that stays away
-(--host-patience) fails its pages, also when it goes on asking for more time, or asks for more than that.
+workers. STATE/hosts.db has what the crew knows of it, also after a restart. One that is too busy (429, 502, 503, 504,
+or an error with Retry-After) or away (no connection, no name, no TLS) is left alone, longer each time, or for as long
+as it asks; its pages go back to the tracker with a delay, which costs them no attempt, and other hosts go on. When
+five pages in a row have failed otherwise (silence, drips, resets, garbage, 500), the next thing that the host is asked
+for is the page that it has answered last: if that comes, the pages are at fault, and each fails after --max-retries;
+else the host is away. One that stays away (--host-patience) fails its pages. The longest rest that it has asked for,
+of 30 days at most, does not count there; asking again and again does.
 
 Press Ctrl-C, kill a worker, kill the tracker: start again what is gone, with the same command, and the crawl goes on.
 While the tracker is away the workers repeat their request with growing pauses; while a disk is full they wait.
@@ -134,12 +137,15 @@ ROBOTS_TIMEOUT = 30  # seconds for robots.txt, with all that it redirects to
 ROBOTS_AGE = 86400  # seconds after which it is read again
 MOST_ROBOTS_KNOWN = 200  # of those of all hosts, that a worker keeps in memory
 MOST_SITEMAP = 50 * 2**20  # bytes of a sitemap, unpacked
-MOST_LEVELS = 3  # of sitemaps: an index may name others
+MOST_LEVELS, ODD_SITEMAP = 3, "a sitemap elsewhere or too deep"  # an index names others, of its host
 FIRST_REST, LONGEST_REST = 2, 600  # seconds for which a host that is too busy, and does not say how long, is left alone
 SLOWEST, NO_GAP = 10, 0.05  # seconds between two pages after that: no more at first, and below which they are none
 PATIENCE = 1  # seconds for which a worker waits with a page in hand for the turn of its host
 MOST_PUT_OFF = 5  # times that a page is put off; if its host then answers others, it is the page that is at fault
-MOST_SILENT = 5  # pages in a row without an answer, after which it is the host that is away
+MOST_SILENT = 5  # pages in a row that have failed, after which the host is asked for one that it has answered before
+MOST_GRANTED = 30 * 86400  # seconds of one rest that a host may ask for before patience with it begins to run
+BUSY = (429, 502, 503, 504)  # the host is, whatever page it was asked for
+MAY_ASK_FOR_REST = (403, 408, 413, 425)  # as every answer of 500 and more
 FULL_DISK_PAUSE = 10  # seconds
 HELD = 86400  # seconds for which the lease of a page is extended, at most: for a disk that is full
 LONGEST_DELAY = 1e9  # seconds that the tracker takes
@@ -162,8 +168,7 @@ MOST_LISTED, MOST_REFERRERS, MOST_HOSTS = 10_000, 20, 10  # of each, in it
 RECORDS, HOSTS = "pages.jsonl", "hosts.db"
 LONGEST_LIST = 50  # lines of each kind in the printed report
 USER_AGENT = "tracker-crawl/1.0"
-# httpx reads a name back by rules that forbid some which are in use (with an emoji, say), even to make a request of a
-# redirect that nobody follows; it is asked by the other one.
+# httpx reads a name back by rules that forbid some which are in use (with an emoji, say); it is asked by the other one.
 httpx.URL.host = property(lambda url: url.raw_host.decode("ascii"))
 console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
@@ -711,12 +716,19 @@ class Scope:
 
 
 def submit(
-    tracker: Tracker, crawl: Crawl, urls: Iterable[str], found_on: str, depth: int, sitemap: int = 0, hops: int = 0
+    tracker: Tracker,
+    crawl: Crawl,
+    urls: Iterable[str],
+    found_on: str,
+    depth: int,
+    sitemap: int = 0,
+    hops: int = 0,
+    delay: float = 0,
 ) -> None:
     """Store the URLs as tasks; the tracker skips those that this project has seen before.
 
     What is nearer to a seed comes first. sitemap: the URLs are not of pages, but of sitemaps of this level. hops: the
-    redirects in a row that have led to them.
+    redirects in a row that have led to them. delay: seconds for which nobody asks for them.
     """
     tasks = []
     for url in urls:
@@ -725,6 +737,7 @@ def submit(
         key = f"sitemap {url}" if sitemap else crawl.scope.key(url)
         tasks.append({"recipe": json.dumps(recipe), "unique_string": key, "priority": -min(depth, 2**15 - 1)})
     limits = {"max_assign_time": crawl.max_assign_time, "max_retries": crawl.max_retries}
+    limits |= {"delay": delay} if delay else {}
     tracker.submit_few(crawl.project, tasks, **limits)
 
 
@@ -808,13 +821,15 @@ class Host:
     rests_until: float = 0
     refusals: int = 0  # the last ones in a row, none for an answer between
     away_since: float = 0  # it has answered no page since
-    silent: int = 0  # the last pages in a row that had no answer
+    silent: int = 0  # the last pages in a row that failed
     slow: float = 0  # seconds between two pages after a rest
     delay: float = 0  # that its robots.txt asks for
     pages: int = 0
     seconds: float = 0  # for all of them
     pace: float = 0  # seconds for one, lately
     trouble: str = ""
+    good: str = ""  # the page that it has answered last
+    granted: float = 0  # the longest rest that it has asked for, and got, since then
 
     TIMES: ClassVar = ("next_turn", "busy_until", "asked", "booked", "rests_until", "away_since")
 
@@ -847,11 +862,19 @@ class Hosts:
             self.db.execute("PRAGMA journal_mode = TRUNCATE")  # several write: SQLite < 3.51.3 may damage a WAL
             self.db.execute("PRAGMA synchronous = NORMAL")
             self.db.executescript(self.SCHEMA)
+            self.add_columns()
         except sqlite3.DatabaseError as error:
             raise CrawlError(f"{file} cannot be used: {error}. Remove it, or choose another --state.") from None
 
     def close(self) -> None:
         self.db.close()
+
+    def add_columns(self) -> None:
+        """What is known of hosts may be of an earlier version of this program."""
+        known = {row[1] for row in self.db.execute("PRAGMA table_info(host)")}
+        for column in fields(Host):
+            if column.name not in known:
+                self.db.execute(f"ALTER TABLE host ADD COLUMN {column.name} DEFAULT {column.default!r}")
 
     def change(self, do: Callable[[], T]) -> T:
         """What `do` returns, all of whose changes are made, or none."""
@@ -929,38 +952,46 @@ class Hosts:
     def refuse(self, name: str, seconds: float, trouble: str) -> tuple[bool, bool]:
         """The host is too busy or away, for so many seconds (0: it did not say).
 
-        Whether that is news, and whether it has answered the page before this one.
+        Whether that is news, and whether it has answered the page before this one. Patience with it does not
+        run for as long as the longest rest is that it has asked for, unless that is more than MOST_GRANTED.
         """
 
         def refuse(host: Host, now: float) -> tuple[bool, bool]:
             news, answers = host.rests_until <= now, not host.refusals
             host.refusals += news
-            host.away_since = host.away_since or now
             rest = seconds or min(FIRST_REST * 2 ** min(host.refusals - 1, 20), LONGEST_REST)
+            longer = seconds - host.granted if host.granted < seconds <= MOST_GRANTED else 0
+            host.away_since, host.granted = (host.away_since or now) + longer, host.granted + longer
             host.rests_until = max(host.rests_until, now + rest)
             host.slow, host.trouble = max(host.slow, min(rest / 8, SLOWEST)), trouble[:500]
             return news, answers
 
         return self.with_host(name, refuse)
 
-    def accept(self, name: str) -> None:
-        """The host has answered as it should: the next page may come sooner."""
+    def accept(self, name: str, url: str) -> None:
+        """The host has answered for this page as it should: the next one may come sooner."""
 
         def accept(host: Host, now: float) -> None:
-            host.silent = host.away_since = 0
+            host.silent = host.away_since = host.granted = 0
+            host.good = url
             if host.rests_until <= now:
                 host.refusals, host.slow = 0, host.slow / 2 if host.slow > NO_GAP else 0
 
         self.with_host(name, accept)
 
-    def is_silent(self, name: str) -> bool:
-        """It has not answered a page in time: whether that is about the host by now."""
+    def count_failure(self, name: str) -> Host:
+        """A page of the host has failed, or did not come in time."""
 
-        def count(host: Host, _now: float) -> bool:
+        def count(host: Host, _now: float) -> Host:
             host.silent += 1
-            return host.silent >= MOST_SILENT
+            return host
 
         return self.with_host(name, count)
+
+    def doubted(self, name: str) -> str:
+        """The page that the host has answered last, if so many have failed, or been refused, since. Else empty."""
+        doubted = self.read("name = ? AND (silent >= ? OR refusals > ?)", name, MOST_SILENT, MOST_PUT_OFF)
+        return doubted[0].good if doubted else ""
 
     def rest(self, name: str) -> float:
         """Seconds for which the host is to be left alone."""
@@ -1027,8 +1058,19 @@ def retry_after(response: httpx.Response) -> float:
         return min(float(value), LONGEST_DELAY)
     if not (then := unix_time(value)):
         return 0
-    now = unix_time(response.headers.get("Date", "")[:100]) or time.time()
+    now = unix_time("".join(response.headers.get_list("Date")[:1])[:100]) or time.time()
     return min(max(then - now, 0), LONGEST_DELAY)
+
+
+def outcome_of(response: httpx.Response) -> tuple[str, float]:
+    """What becomes of a page by an answer that is neither it nor a redirect, and the rest that its host asks for.
+
+    Whoever says when to come again has refused for now, whatever the reason (RFC 9110, 10.2.3 and 15.5.14; RFC 6585).
+    """
+    status, rest = response.status_code, retry_after(response)
+    if status in BUSY or (rest and (status >= 500 or status in MAY_ASK_FOR_REST)):
+        return "refused", rest
+    return "failed" if status >= 500 or status in (408, 425) else "broken", 0
 
 
 def unix_time(date: str) -> float | None:
@@ -1385,7 +1427,7 @@ class Worker:
         self.tracker = Tracker(crawl.server, worker=credentials, patience=math.inf)
         self.hosts, self.rules = crawl.hosts(self.wait), collections.OrderedDict()
         self.logins = Logins(crawl.logins)
-        self.http = httpx.AsyncClient(
+        self.http = Client(
             timeout=httpx.Timeout(None, connect=0.9 * crawl.timeout),  # so that a host that is away is told from a page
             headers=headers_of(crawl.user_agent),
             auth=self.logins,
@@ -1394,7 +1436,7 @@ class Worker:
         self.loop = asyncio.Runner()
         self.records = os.open(crawl.records, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         self.torn = b""  # ends a line that was written in part
-        self.turn = ""  # the host that we may ask now
+        self.turns = []  # the hosts that we may ask now: one, and the one that its robots.txt is at
         self.keepers = crawl.keepers(self.id)
         self.earlier = crawl.again and Index(crawl.again)
         self.exchange, self.original = None, None  # of the page in hand: what is to be kept, and its earlier record
@@ -1450,12 +1492,13 @@ class Worker:
                 try:
                     self.learn_robots(url)
                 except RobotsAway as trouble:
-                    self.refuse(host, trouble.retry_after, str(trouble))
-                    if self.is_given_up(host):
-                        return self.give_up(url, found_on, depth)
-                    raise PutOff(self.until_asked(host, self.hosts.rest(host)), str(trouble)) from None
+                    for away in dict.fromkeys((host, trouble.host)):
+                        self.refuse(away, trouble.retry_after, str(trouble))
+                    return self.put_off(url, found_on, depth, str(trouble))
                 self.leave()
             self.take_turn(host)
+            if (good := self.hosts.doubted(host)) and not self.is_forbidden(good):
+                return self.put_off(url, found_on, depth, self.try_host(host, good))
         return self.crawl_page(url, found_on, depth, sitemap, task, hops)
 
     def is_given_up(self, host: str) -> bool:
@@ -1466,33 +1509,64 @@ class Worker:
         away = self.hosts.away(host)
         return min(due, max(0, self.crawl.host_patience - away) + 1) if away else due
 
+    def put_off(self, url: str, found_on: str, depth: int, reason: str) -> Page:
+        """The page, given up as its host is. PutOff while there is patience with that."""
+        host = host_of(url)
+        if self.is_given_up(host):
+            return self.give_up(url, found_on, depth)
+        raise PutOff(self.until_asked(host, self.hosts.rest(host)), reason)
+
     def give_up(self, url: str, found_on: str, depth: int) -> Page:
         """A page that fails as its host has done."""
         (host,) = self.hosts.read("name = ?", host_of(url))
-        error = f"its host has not answered for {time.time() - host.away_since:.0f} s: {host.trouble}"
+        error = f"its host has not answered for {self.hosts.away(host.name):.0f} s: {host.trouble}"
         page = Page(url, found_on, "failed", error=error, depth=depth, for_good=True)
         self.record(page)
         return page
 
-    def take_turn(self, host: str, seconds: float = 0) -> None:
+    def try_host(self, host: str, good: str) -> str:
+        """Ask a host, from which nothing else comes, for a page that it has answered. What that has shown.
+
+        Pages that never come are told from a host that is away by this: they cost it no rest, and it costs them no
+        attempt.
+        """
+        page, self.original = Page(good, ""), None
+        self.ask(page)
+        self.leave()
+        if page.outcome in ("ok", "broken"):
+            self.hosts.accept(host, good)
+            return f"{host} answers: it is its pages that do not come"
+        trouble = f"{page.error or page.status} {good}"
+        self.refuse(host, page.retry_after, trouble)
+        return trouble
+
+    def take_turn(self, host: str, seconds: float = 0, patience: float = 0) -> None:
         """Wait until the host may be asked, for so many seconds (0: that a page takes at most).
 
-        PutOff when that is long: a worker that waits could ask another one.
+        PutOff when that is long, by default so long that a worker that waits could ask another one.
         """
-        ends = time.monotonic() + PATIENCE * min(1, self.crawl.workers / max(1, len(self.rules)))
+        patience = patience or PATIENCE * min(1, self.crawl.workers / max(1, len(self.rules)))
+        ends = time.monotonic() + patience
         due = self.hosts.take_turn(host, seconds=seconds)
         while due:
             if time.monotonic() + due > ends:
                 raise PutOff(self.until_asked(host, due), f"others wait for {host}, too")
             self.wait(due)
             due = self.hosts.take_turn(host, has_booked=True, seconds=seconds)
-        self.turn = host
+        self.turns.append(host)
 
     def leave(self) -> None:
         """The host has been asked, if one has: others may."""
-        if self.turn:
-            host, self.turn = self.turn, ""
-            self.hosts.leave(host)
+        while self.turns:
+            self.hosts.leave(self.turns.pop())
+
+    def take_turn_for_robots(self, host: str) -> None:
+        """Wait until a host may be asked to which the robots.txt of another one leads. RobotsAway when that is long."""
+        try:
+            if host not in self.turns:
+                self.take_turn(host, ROBOTS_TIMEOUT, patience=ROBOTS_TIMEOUT)
+        except PutOff as off:
+            raise RobotsAway(f"its robots.txt is at {host}: {off}", self.turns[0], off.delay) from None
 
     def robots_of(self, url: str) -> Protego | None:
         """The rules of the URL's host, if they are known, and not too old."""
@@ -1512,7 +1586,7 @@ class Worker:
     def learn_robots(self, url: str) -> None:
         """Read the rules of the URL's host. RobotsAway when nobody knows what it allows."""
         origin, host = origin_of(url), host_of(url)
-        text = read_robots(url, self.crawl.user_agent, self.logins)
+        text = read_robots(url, self.crawl.user_agent, self.logins, self.take_turn_for_robots)
         self.hosts.keep_robots(origin, text)
         rules = self.robots_of(url)
         if self.hosts.ask_slowly(host, delay := delay_of(rules, self.crawl.user_agent)):
@@ -1533,11 +1607,14 @@ class Worker:
     def against(self, url: str, depth: int, sitemap: int = 0) -> str:
         """Why a page is not asked for. Empty if it is."""
         reason = "" if sitemap else self.crawl.scope.against(url, depth)
-        rules = None if reason else self.robots_of(url)
-        if reason or (rules and not rules.can_fetch(url, self.crawl.user_agent)):
+        if reason or self.is_forbidden(url):
             return reason or "forbidden by robots.txt"
         shape = shape_of(url)
         return "too many that differ in the query or a date" if self.are_many(shape) else ""
+
+    def is_forbidden(self, url: str) -> bool:
+        rules = self.robots_of(url)
+        return bool(rules) and not rules.can_fetch(url, self.crawl.user_agent)
 
     def are_many(self, shape: str) -> bool:
         return bool(shape) and self.hosts.pages_like(shape) >= self.crawl.max_variants
@@ -1563,8 +1640,9 @@ class Worker:
                 page.leave_out(reason, link)
             else:
                 followed.append(link)
-        submit(self.tracker, self.crawl, followed, url, depth if sitemap else depth + 1, hops=hops)
-        submit(self.tracker, self.crawl, page.sitemaps, url, depth, page.sitemap + 1, hops)
+        redirect = {"hops": hops, "delay": min(page.retry_after, MOST_GRANTED) if hops else 0}
+        submit(self.tracker, self.crawl, followed, url, depth if sitemap else depth + 1, **redirect)
+        submit(self.tracker, self.crawl, page.sitemaps, url, depth, page.sitemap + 1, **redirect)
         if page.outcome == "broken" or page.truncated:
             self.log("warn", f"{page.outcome}: {describe(asdict(page))}")
         self.record(page, followed + page.sitemaps)
@@ -1573,11 +1651,14 @@ class Worker:
     def judge_host(self, page: Page, task: int) -> None:
         """Note what the page tells of its host. PutOff when it came to nothing, and that is the host's fault."""
         host = host_of(page.url)
-        if page.outcome == "failed" and page.status is None and page.asked and self.hosts.is_silent(host):
-            page.outcome = "refused"
+        if page.outcome == "failed" and page.asked:
+            known = self.hosts.count_failure(host)
+            if known.silent >= MOST_SILENT and known.good:
+                raise PutOff(0, f"{known.silent} pages of {host} have failed in a row: what it has answered is next")
+            page.outcome = "refused" if known.silent >= MOST_SILENT else "failed"
         if page.outcome != "refused":
-            if page.asked and page.status is not None:
-                self.hosts.accept(host)
+            if page.outcome in ("ok", "broken") and page.asked:
+                self.hosts.accept(host, page.url)
             return
         reason = f"{page.error or page.status} {page.url}"
         others_are_answered = self.refuse(host, page.retry_after, reason)
@@ -1602,7 +1683,7 @@ class Worker:
         known = asdict(page) | {"links": len(page.links), "targets": list(followed)}
         known |= {"worker": self.id, "pid": os.getpid(), "time": time.time()}
         known |= {"one_site": True} if self.crawl.scope.one_site else {}
-        del known["sitemaps"], known["asked"], known["for_good"]
+        del known["asked"], known["for_good"]
         line = json.dumps(known).encode() + b"\n"
 
         def write() -> None:
@@ -1631,8 +1712,13 @@ class Worker:
             page.outcome, page.error = "left out", reason
             page.leave_out(reason, url)
             return page
-        page.asked = True
         self.original = self.find_original(page)
+        self.ask(page)
+        return page
+
+    def ask(self, page: Page) -> None:
+        """Send the request, and judge what comes of it."""
+        page.asked = True
         try:
             self.loop.run(self.get(page))
         except httpx.HTTPError as error:
@@ -1640,7 +1726,6 @@ class Worker:
             page.outcome, page.error = "refused" if is_away else "failed", f"{type(error).__name__} {error}".strip()
         except httpx.InvalidURL as error:  # a seed, of more than 64 KiB
             page.outcome, page.error, page.for_good, page.asked = "failed", f"InvalidURL {error}", True, False
-        return page
 
     def find_original(self, page: Page) -> dict | None:
         """What an earlier crawl has recorded of the page: one that came whole and, if we keep pages, was kept."""
@@ -1661,7 +1746,7 @@ class Worker:
             self.deadline = asyncio.timeout(self.crawl.timeout)
             async with self.deadline, asked(self.http, page.url, conditions) as response:
                 address = address_of(response)  # while there is a connection
-                raw, body = await (self.read_sitemap if page.sitemap else self.read)(response, page)
+                raw, body = await self.read(response, page)
                 self.exchange = Exchange(response, raw, body, began, address)
         except TimeoutError:
             raise httpx.ReadTimeout(f"the page takes longer than {self.crawl.timeout:g} s") from None
@@ -1673,26 +1758,59 @@ class Worker:
         if page.status == 304 and self.original:
             self.take_over(page)
         elif response.has_redirect_location:
-            target = normalise(response.headers.get_list("Location")[0], page.url)
-            page.links = page.of_fair_length([target] if target else [])
-            if not page.found_on and not any(map(self.crawl.covers, page.links)):
-                page.outcome, page.error = "broken", f"redirect out of the crawl's scope, to {target}, by"
+            self.read_redirect(response, page)
         elif response.is_success:
-            raw, body = await self.read_body(response, page)
-            page.type = page.type or (looks_like_html(body) and "text/html") or ""
-            page.digest = f"sha1:{base64.b32encode(hashlib.sha1(raw).digest()).decode()}"
-            if self.original and self.original["digest"] == page.digest and not page.truncated:
-                self.take_over(page)
-            else:
-                self.read_links(body, response, page)
-            return raw, body
-        elif page.status in (429, 502, 503, 504):
-            page.outcome, page.retry_after = "refused", retry_after(response)
-        elif page.status == 408 or page.status >= 500:
-            page.outcome, page.retry_after = "failed", retry_after(response)
+            return await (self.read_sitemap if page.sitemap else self.read_page)(response, page)
         else:
-            page.outcome = "broken"
+            page.outcome, page.retry_after = outcome_of(response)
         return await read_rest(self.crawl.max_body, response) if self.keepers else b"", b""
+
+    def read_redirect(self, response: httpx.Response, page: Page) -> None:
+        target = normalise(response.headers.get_list("Location")[0], page.url)
+        targets, page.retry_after = page.of_fair_length([target] if target else []), retry_after(response)
+        if page.sitemap:
+            page.sitemaps, page.sitemap = targets, page.sitemap - 1
+            return
+        page.links = targets
+        if not page.found_on and not any(map(self.crawl.covers, targets)):
+            page.outcome, page.error = "broken", f"redirect out of the crawl's scope, to {target}, by"
+
+    async def read_page(self, response: httpx.Response, page: Page) -> tuple[bytes, bytes]:
+        raw, body = await self.read_body(response, page, self.crawl.max_body)
+        page.type = page.type or (looks_like_html(body) and "text/html") or ""
+        if self.is_unchanged(page):
+            self.take_over(page)
+        else:
+            self.read_links(body, response, page)
+        return raw, body
+
+    async def read_sitemap(self, response: httpx.Response, page: Page) -> tuple[bytes, bytes]:
+        """What it names are links: pages of the crawl, and sitemaps of its host."""
+        raw, body = await self.read_body(response, page, MOST_SITEMAP)
+        if self.is_unchanged(page):
+            self.take_over(page)
+            return raw, body
+        page.links, named = map(page.of_fair_length, read_sitemap(body, page.url))
+        for link in named:
+            if page.sitemap < MOST_LEVELS and host_of(link) == host_of(page.url):
+                page.sitemaps.append(link)
+            else:
+                page.leave_out(ODD_SITEMAP, link)
+        return raw, body
+
+    async def read_body(self, response: httpx.Response, page: Page, limit: int) -> tuple[bytes, bytes]:
+        raw = await read_raw(limit + 1, response)
+        self.deadline.reschedule(None)
+        body, page.truncated = decode_body(raw, response, limit)
+        if page.truncated:
+            page.error = f"cut off after {limit} bytes"
+        page.size = len(body)
+        page.digest = f"sha1:{base64.b32encode(hashlib.sha1(raw[:limit]).digest()).decode()}"
+        return raw[:limit], body
+
+    def is_unchanged(self, page: Page) -> bool:
+        """Whether it has come as it was, though its site did not say so."""
+        return bool(self.original) and self.original["digest"] == page.digest and not page.truncated
 
     def take_over(self, page: Page) -> None:
         """What the earlier crawl has found on a page that has not changed."""
@@ -1700,9 +1818,10 @@ class Worker:
         page.unchanged = True
         page.type, page.size, page.digest, page.since = (known[name] for name in ("type", "size", "digest", "since"))
         page.etag, page.last_modified = page.etag or known["etag"], page.last_modified or known["last_modified"]
-        page.file, page.links = known["file"], list(known["targets"])
+        page.file, page.sitemaps = known["file"], list(known.get("sitemaps", ()))
+        page.links = known["targets"][: len(known["targets"]) - len(page.sitemaps)]
         for reason, links in known["passed_over"].items():
-            if reason == "too long" or (reason == "nofollow" and not self.crawl.ignore_nofollow):
+            if reason in ("too long", ODD_SITEMAP) or (reason == "nofollow" and not self.crawl.ignore_nofollow):
                 for link in links:
                     page.leave_out(reason, link)
             else:
@@ -1723,36 +1842,6 @@ class Worker:
                 page.leave_out("nofollow", link)
             page.links = []
 
-    async def read_body(self, response: httpx.Response, page: Page) -> tuple[bytes, bytes]:
-        raw = await read_raw(self.crawl.max_body + 1, response)
-        self.deadline.reschedule(None)
-        body, page.truncated = decode_body(raw, response, self.crawl.max_body)
-        if page.truncated:
-            page.error = f"cut off after {self.crawl.max_body} bytes"
-        page.size = len(body)
-        return raw[: self.crawl.max_body], body
-
-    async def read_sitemap(self, response: httpx.Response, page: Page) -> tuple[bytes, bytes]:
-        """What it names are links: pages of the crawl, and sitemaps of its host."""
-        page.status, page.type = response.status_code, type_of(response)
-        if response.has_redirect_location:
-            target = normalise(response.headers.get_list("Location")[0], page.url)
-            page.sitemaps, page.sitemap = page.of_fair_length([target] if target else []), page.sitemap - 1
-        elif response.is_success:
-            raw = await read_raw(MOST_SITEMAP + 1, response)
-            self.deadline.reschedule(None)
-            body, page.truncated = decode_body(raw, response, MOST_SITEMAP)
-            page.size = len(body)
-            page.links, named = map(page.of_fair_length, read_sitemap(body, page.url))
-            if page.sitemap < MOST_LEVELS:
-                page.sitemaps = [link for link in named if host_of(link) == host_of(page.url)]
-            return raw, body
-        else:
-            page.retry_after = retry_after(response)
-            busy, gone = page.status in (429, 502, 503, 504), page.status < 500 and page.status != 408
-            page.outcome = "refused" if busy else "broken" if gone else "failed"
-        return await read_rest(self.crawl.max_body, response) if self.keepers else b"", b""
-
     def log(self, level: str, message: str) -> None:
         line = {"scope": self.crawl.name, "message": message, "timestamp": int(time.time())}
         with contextlib.suppress(Refused):  # a line that is not taken is no reason to lose the page
@@ -1761,6 +1850,13 @@ class Worker:
 
 def headers_of(user_agent: str) -> dict[str, str]:
     return {"User-Agent": user_agent, "Accept-Encoding": ACCEPTED}
+
+
+class Client(httpx.AsyncClient):
+    """Leaves redirects to us: it would refuse an answer for a Location that is no URL to it."""
+
+    def _build_redirect_request(self, request: httpx.Request, response: httpx.Response) -> httpx.Request:
+        return request
 
 
 @contextlib.asynccontextmanager
@@ -1984,26 +2080,44 @@ def check_owner(tracker: Tracker | library.Manager, project: dict, args: argpars
 
 
 class RobotsAway(CrawlError):
-    """A robots.txt cannot be read now, so nobody knows what is allowed."""
+    """A robots.txt cannot be read now, so nobody knows what is allowed. Its host asks for so many seconds of rest."""
 
-    def __init__(self, message: str, retry_after: float = 0):
+    def __init__(self, message: str, host: str, retry_after: float = 0):
         super().__init__(message)
-        self.retry_after = retry_after
+        self.host, self.retry_after = host, retry_after
 
 
-def read_robots(url: str, user_agent: str, auth: httpx.Auth | None = None) -> str:
-    """The rules of the URL's host. No robots.txt (4xx) allows all; RobotsAway from one that cannot say (5xx, 429)."""
-    robots = normalise("/robots.txt", url)
-    try:
-        response, body = asyncio.run(get_robots(robots, user_agent, auth))
-    except TimeoutError:
-        raise RobotsAway(f"{robots} cannot be read: it takes longer than {ROBOTS_TIMEOUT} s") from None
-    except httpx.HTTPError as error:
-        raise RobotsAway(f"{robots} cannot be read: {str(error) or type(error).__name__}") from None
-    if response.status_code >= 500 or response.status_code == 429:
+def read_robots(
+    url: str, user_agent: str, auth: httpx.Auth | None = None, take_turn: Callable[[str], None] = lambda _host: None
+) -> str:
+    """The rules of the URL's host. No robots.txt (4xx) allows all; RobotsAway from one that cannot say (5xx, 429).
+
+    It is followed where it leads, as often as the standard (RFC 9309) asks for; `take_turn` waits for the host there.
+    """
+    robots, left = normalise("/robots.txt", url), ROBOTS_TIMEOUT
+    for _ in range(MOST_HOPS):
+        began = time.monotonic()
+        try:
+            response, body = asyncio.run(get_robots(robots, user_agent, auth, left))
+        except TimeoutError:
+            told = f"{robots} cannot be read: it takes longer than {ROBOTS_TIMEOUT} s"
+            raise RobotsAway(told, host_of(robots)) from None
+        except httpx.HTTPError as error:
+            told = f"{robots} cannot be read: {str(error) or type(error).__name__}"
+            raise RobotsAway(told, host_of(robots)) from None
+        left -= time.monotonic() - began
+        target = response.has_redirect_location and normalise(response.headers.get_list("Location")[0], robots)
+        if not target or len(target) > LONGEST_URL:
+            break
+        take_turn(host_of(target))
+        robots = target
+    if response.is_success:
+        return read_rules(body)
+    outcome, rest = outcome_of(response)
+    if outcome != "broken":
         told = f"{robots} answers {response.status_code}, so nobody knows what it allows"
-        raise RobotsAway(told, retry_after(response))
-    return read_rules(body) if response.is_success else ""
+        raise RobotsAway(told, host_of(robots), rest)
+    return ""
 
 
 def read_rules(body: bytes) -> str:
@@ -2012,17 +2126,13 @@ def read_rules(body: bytes) -> str:
     return text.lstrip("\ufeff").replace("\0", "")
 
 
-async def get_robots(url: str, user_agent: str, auth: httpx.Auth | None) -> tuple[httpx.Response, bytes]:
-    """The answer, after as many redirects as the standard (RFC 9309) asks for, and its body."""
-    client = httpx.AsyncClient(headers=headers_of(user_agent), auth=auth, timeout=None)
-    async with asyncio.timeout(ROBOTS_TIMEOUT), client:
-        for _ in range(MOST_HOPS):
-            async with asked(client, url) as response:
-                target = response.has_redirect_location and normalise(response.headers["Location"], url)
-                if not target:
-                    return response, await read_up_to(MOST_ROBOTS, response)
-            url = target
-        return response, b""
+async def get_robots(
+    url: str, user_agent: str, auth: httpx.Auth | None, seconds: float
+) -> tuple[httpx.Response, bytes]:
+    """The answer and its body, if that is no redirect's."""
+    client = Client(headers=headers_of(user_agent), auth=auth, timeout=None)
+    async with asyncio.timeout(seconds), client, asked(client, url) as response:
+        return response, b"" if response.has_redirect_location else await read_up_to(MOST_ROBOTS, response)
 
 
 def delay_of(robots: Protego, user_agent: str) -> float:
@@ -2437,7 +2547,7 @@ def describe_hosts(crawl: Crawl) -> list[dict]:
             "host": host.name,
             "pages": host.pages,
             "seconds_per_page": round(host.seconds / max(host.pages, 1), 3),
-            "away_for": round(now - host.away_since) if host.away_since else 0,
+            "away_for": round(max(0, now - host.away_since)) if host.away_since else 0,
             "rests_for": round(max(0, host.rests_until - now)),
             "trouble": host.trouble,
         }
@@ -2639,7 +2749,8 @@ def parse_arguments() -> argparse.Namespace:
         metavar="SECONDS",
         type=float,
         default=3 * 86400,
-        help="for a host that does not answer, whose pages then fail (default: 3 days)",
+        help="for a host that does not answer, whose pages then fail; a rest that it asks for, of 30 days at most,"
+        " comes on top (default: 3 days)",
     )
     add("--max-body", metavar="BYTES", type=int, default=10 * 2**20, help="of one page, the rest is cut off (10 MiB)")
     add("--max-assign-time", metavar="SECONDS", type=int, default=30, help="then a lost page comes back (default: 30)")

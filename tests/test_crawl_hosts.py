@@ -11,13 +11,14 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from test_crawl import get_project, give, read_report, run_crawl, start_crawl, working
-from test_crawl_hostile import HostileSite, answer, page, serving
+from test_crawl_hostile import HTML, RESET, START, HostileSite, answer, page, serving
 
 import tracker
 import worker as library
@@ -341,7 +342,7 @@ def test_a_crawl_begins_at_a_sitemap_and_those_that_it_names(tmp_path: Path) -> 
         code, _, errors = run_crawl(site, server, tmp_path, *arguments, seeds=[])
     assert code == 0, errors
     assert pages_asked(site) == sorted(["/all.xml", "/1.xml.gz", "/2.txt", "/a", "/b", "/c"])
-    assert read_report(tmp_path)["left_out"] == {"out of scope": 1}
+    assert read_report(tmp_path)["left_out"] == {"out of scope": 1, crawl.ODD_SITEMAP: 1}
 
 
 @pytest.mark.parametrize("option", [["--robots-sitemaps"], []])
@@ -455,12 +456,90 @@ def test_a_host_that_is_away_is_left_alone_and_its_pages_lose_no_attempt(
     assert len(said) == 1 and "is left alone until" in said[0] and error in said[0]
 
 
-def test_a_host_that_answers_no_page_in_time_is_away_after_some(tmp_path: Path) -> None:
-    with serving({f"/{n}": [1] for n in range(9)}) as site, working(site.url, tmp_path, timeout=0.1) as one:
-        results = []
-        for number in range(crawl.MOST_SILENT + 1):
-            results.append(give(one, f"{site.url}{number}")["result"])
-    assert results == [library.FAILED] * (crawl.MOST_SILENT - 1) + [library.SKIPPED] * 2
+def test_a_host_that_speaks_no_tls_is_away(tmp_path: Path) -> None:
+    with serving({}) as site:
+        url = site.url.replace("http:", "https:")
+        with working(url, tmp_path) as one:
+            assert give(one, f"{url}a")["result"] == library.SKIPPED
+            assert one.hosts.away("127.0.0.1") > 0
+
+
+FAILURES = {  # how a page fails
+    "silence": [0.5],
+    "a body that drips": [START, b"\r\n", *[b"x", 0.04] * 9],
+    "a reset": [RESET],
+    "a reset in the body": [START, b"\r\nx", 0.01, RESET],
+    "nothing": [],
+    "what is no HTTP": [b"220 smtp.example.org ESMTP\r\n"],
+    "half a body": [START, b"Content-Length: 99\r\n\r\nx"],
+    "what is no gzip": answer("x", HTML, "Content-Encoding: gzip"),
+    "500": answer("", HTML, status=500),
+}
+
+
+def give_all(one: crawl.Worker, site: HostileSite, *paths: str) -> list[int]:
+    """How the pages of a site are released, if no time passes for its host."""
+    results = []
+    for path in paths:
+        one.hosts.db.execute("UPDATE host SET rests_until = 0, next_turn = 0")
+        results.append(give(one, f"{site.url}{path}")["result"])
+    return results
+
+
+@pytest.mark.parametrize("failure", FAILURES.values(), ids=FAILURES)
+def test_a_host_from_which_nothing_but_failures_comes_is_away_and_its_pages_lose_no_attempt(
+    failure: list[Any], tmp_path: Path
+) -> None:
+    with serving({"/a": failure}) as site, working(site.url, tmp_path, timeout=0.1, host_patience=3600) as one:
+        assert give_all(one, site, *"aaaaa") == [library.FAILED] * (crawl.MOST_SILENT - 1) + [library.SKIPPED]
+        assert one.hosts.rest("127.0.0.1") > 1
+        one.hosts.db.execute("UPDATE host SET away_since = away_since - 3601")
+        assert give(one, f"{site.url}b")["result"] == library.FAILED
+        assert "/b" not in site.asked
+
+
+@pytest.mark.parametrize("failure", [FAILURES["nothing"], FAILURES["500"]], ids=["nothing", "500"])
+def test_pages_that_fail_one_after_the_other_fail_for_themselves_while_their_host_answers_for_another(
+    failure: list[Any], tmp_path: Path
+) -> None:
+    with serving({"/a": failure, "/good": page("")}) as site, working(site.url, tmp_path, timeout=9) as one:
+        give(one, f"{site.url}good")
+        round = [library.FAILED] * (crawl.MOST_SILENT - 1) + [library.SKIPPED] * 2
+        assert give_all(one, site, *"aaaaaa" * 2) == round * 2
+        assert site.asked == ["/good", *["/a"] * 5, "/good", *["/a"] * 5, "/good"]
+        assert one.hosts.away("127.0.0.1") == 0
+
+
+def test_a_host_that_does_not_even_answer_for_what_it_had_answered_is_away(tmp_path: Path) -> None:
+    answers = {"/a": answer(status=500), "/good": [page(""), answer(status=500)]}
+    with serving(answers) as site, working(site.url, tmp_path, timeout=9, host_patience=3600) as one:
+        give(one, f"{site.url}good")
+        assert give_all(one, site, *"aaaaaaaa")[-3:] == [library.SKIPPED] * 3
+        assert site.asked[-3:] == ["/good"] * 3
+        assert one.hosts.away("127.0.0.1") > 0
+        one.hosts.db.execute("UPDATE host SET away_since = away_since - 3601")
+        assert give_all(one, site, "a") == [library.FAILED]
+
+
+def test_a_host_is_not_asked_again_for_what_its_robots_txt_forbids_by_now(tmp_path: Path) -> None:
+    answers = {"/a": answer(status=500), "/good": page("")}
+    with serving(answers) as site, working(site.url, tmp_path, timeout=9) as one:
+        give(one, f"{site.url}good")
+        one.hosts.keep_robots(site.url, "User-agent: *\nDisallow: /good")
+        one.rules.clear()
+        give_all(one, site, *"aaaaaaa")
+        assert site.asked == ["/good", *["/a"] * 7]
+
+
+def test_what_an_earlier_version_has_known_of_hosts_is_known(tmp_path: Path) -> None:
+    with contextlib.closing(crawl.Hosts(tmp_path / "h")) as hosts:
+        hosts.refuse("a", 60, "busy")
+        for column in ("good", "granted"):
+            hosts.db.execute(f"ALTER TABLE host DROP COLUMN {column}")
+    with contextlib.closing(crawl.Hosts(tmp_path / "h")) as hosts:
+        assert hosts.rest("a") > 50
+        hosts.accept("a", "http://a/")
+        assert hosts.read("name = 'a'")[0].good == "http://a/"
 
 
 def test_a_host_that_stays_away_fails_its_pages_in_the_end(tmp_path: Path) -> None:
@@ -479,7 +558,7 @@ def test_a_host_that_asks_for_ever_more_time_fails_its_pages_in_the_end(tmp_path
     busy = answer("wait", "Retry-After: 5", status=503)
     with serving({"/a": busy}) as site, working(site.url, tmp_path, host_patience=3600) as one:
         assert give(one, f"{site.url}a")["result"] == library.SKIPPED
-        one.hosts.db.execute("UPDATE host SET away_since = away_since - 3601, rests_until = 0, next_turn = 0")
+        one.hosts.db.execute("UPDATE host SET away_since = away_since - 3606, rests_until = 0, next_turn = 0")
         assert give(one, f"{site.url}a")["result"] == library.FAILED
 
 
@@ -520,6 +599,43 @@ def test_a_robots_txt_may_be_elsewhere_and_one_that_is_nowhere_is_none() -> None
         site.answers["/robots.txt"] = answer("", "Location: 1", status=302)
         assert "/x" in crawl.read_robots(site.url, "tests")
         site.answers["/robots.txt"] = answer("", "Location: robots.txt", status=302)
+        assert crawl.read_robots(site.url, "tests") == ""
+
+
+@contextlib.contextmanager
+def robots_elsewhere(folder: Path, **answers: list[bytes]) -> Iterator[tuple[crawl.Worker, HostileSite]]:
+    """A worker that knows no robots.txt yet of a site at which that leads to another host."""
+    with serving({"/a": page("")} | {f"/{name}": sent for name, sent in answers.items()}) as site:
+        elsewhere = site.url.replace("127.0.0.1", "localhost")
+        site.answers["/robots.txt"] = answer("", f"Location: {elsewhere}rules", status=301)
+        with working(site.url, folder, timeout=9) as one:
+            one.hosts.db.execute("DELETE FROM robots")
+            yield one, site
+
+
+def test_a_robots_txt_elsewhere_waits_for_the_turn_of_its_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crawl, "ROBOTS_TIMEOUT", 0.5)
+    with robots_elsewhere(tmp_path, rules=answer("")) as (one, site), contextlib.closing(one.crawl.hosts()) as other:
+        other.take_turn("localhost", seconds=60)
+        assert give(one, f"{site.url}a")["result"] == library.SKIPPED
+        assert site.asked == ["/robots.txt"]
+        monkeypatch.setattr(crawl, "ROBOTS_TIMEOUT", 9)
+        other.leave("localhost")
+        assert give_all(one, site, "a") == [library.DONE]
+        assert site.asked == ["/robots.txt"] * 2 + ["/rules", "/a"]
+        assert other.take_turn("localhost") == 0
+
+
+def test_both_hosts_rest_when_the_one_that_has_the_robots_txt_of_the_other_asks_for_it(tmp_path: Path) -> None:
+    busy = answer("", "Retry-After: 3600", status=503)
+    with robots_elsewhere(tmp_path, rules=busy) as (one, site):
+        assert give(one, f"{site.url}a")["result"] == library.SKIPPED
+        assert min(map(one.hosts.rest, ("127.0.0.1", "localhost"))) > 3590
+        assert site.asked == ["/robots.txt", "/rules"]
+
+
+def test_a_robots_txt_that_leads_to_what_is_too_long_is_none() -> None:
+    with serving({"/robots.txt": answer("", f"Location: /{'x' * 70_000}", status=301)}) as site:
         assert crawl.read_robots(site.url, "tests") == ""
 
 

@@ -535,7 +535,9 @@ def changing(answers: dict[str, Any]) -> Iterator[HostileSite]:
 DATE = "Last-Modified: Fri, 01 Jan 2021 00:10:00 GMT"
 
 
-def crawl_twice(before: dict[str, Any], after: dict[str, Any], folder: Path, **settings: Any) -> tuple[Any, Any]:
+def crawl_twice(
+    before: dict[str, Any], after: dict[str, Any], folder: Path, sitemap: int = 0, **settings: Any
+) -> tuple[Any, Any]:
     """The pages of /a of a crawl and of another one after it, which knows the first one's records."""
     first, second = folder / "first", folder / "second"
     pages = []
@@ -545,7 +547,7 @@ def crawl_twice(before: dict[str, Any], after: dict[str, Any], folder: Path, **s
             site.answers = answers
             again = {"again": first / "pages.jsonl"} if pages else {}
             with working(site, state, **settings, **again) as worker:
-                pages.append(worker.crawl_page(f"{site.url}a", found_on="x"))
+                pages.append(worker.crawl_page(f"{site.url}a", found_on="x", sitemap=sitemap))
             with contextlib.closing(crawl.Index(state / "pages.jsonl")) as index:
                 index.update()
     return tuple(pages)
@@ -567,6 +569,35 @@ def test_a_page_that_has_not_changed_is_not_read_again_and_its_links_are_followe
     assert second.links == first.links and len(first.links) == 1
     for name in ("digest", "etag", "last_modified", "type", "size", "since"):
         assert getattr(second, name) == getattr(first, name)
+
+
+SITES = "".join(f"<sitemap><loc>{url}</loc></sitemap>" for url in ("/more.xml", "http://elsewhere/x", "/" + "x" * 5000))
+INDEX = f"<sitemapindex>{SITES}<url><loc>/b</loc></url></sitemapindex>"
+
+
+@pytest.mark.parametrize("head", [['ETag: "1"'], [DATE], []], ids=["an ETag", "a date", "neither"])
+def test_a_sitemap_that_has_not_changed_is_not_read_again_and_what_it_names_is_followed(
+    head: list[str], tmp_path: Path
+) -> None:
+    sent = {"/a": answer(INDEX, *head)}
+    first, second = crawl_twice(sent, sent, tmp_path, sitemap=1, warc=tmp_path / "kept")
+    assert (first.unchanged, second.unchanged) == (False, True)
+    assert second.status == (304 if head else 200)
+    assert [len(second.links), len(second.sitemaps), second.left_out] == [1, 1, {"too long": 1, crawl.ODD_SITEMAP: 1}]
+    for name in ("links", "sitemaps", "left_out", "digest", "etag", "last_modified", "since"):
+        assert getattr(second, name) == getattr(first, name)
+    assert [record["type"] for record in read_warcs(tmp_path / "kept")].count("revisit") == 1
+
+
+def test_a_sitemap_of_another_level_is_read(tmp_path: Path) -> None:
+    sent = {"/a": answer(INDEX, 'ETag: "1"')}
+    with changing(sent) as site, working(site, tmp_path) as worker:
+        worker.crawl_page(f"{site.url}a", "x", sitemap=1)
+        with contextlib.closing(crawl.Index(worker.crawl.records)) as worker.earlier:
+            worker.earlier.update()
+            found = worker.crawl_page(f"{site.url}a", "x", sitemap=crawl.MOST_LEVELS)
+    assert not found.unchanged and found.sitemaps == []
+    assert found.left_out == {"too long": 1, crawl.ODD_SITEMAP: 2}
 
 
 def test_a_page_that_has_changed_is_read(tmp_path: Path) -> None:
