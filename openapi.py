@@ -154,6 +154,13 @@ NOTES: dict[str, Note] = {
         body={"name": "second", "public": True, "priority": 5, "assign_rate": 10},
     ),
     "POST /project/trust/{project}": Note("Projects"),
+    "GET /project/notices/{project}": Note("Projects", path={"project": 2}),
+    "POST /project/notices/{project}": Note(
+        "Projects",
+        {403: "No EDIT role in the project, or `kind` is `command` in one that no tracker admin trusts."},
+        path={"project": 2},
+        body={"url": "https://ntfy.example.org/crawls", "kind": "ntfy", "events": ["finished", "failing"]},
+    ),
     "POST /project/set_all_paused": Note("Projects", body={"paused": False}, example={"projects": 0}),
     "POST /project/update/{project}": Note(
         "Projects",

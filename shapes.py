@@ -240,6 +240,41 @@ class WebhookSecretBody(Shape):
     webhook_secret: Annotated[ShortText, "The key, as it was given to the git host. Empty: no push event matches."] = ""
 
 
+NoticeEvent = Literal["finished", "failing", "stalled", "worker_paused", "access_requested"]
+NoticeKind = Literal["json", "slack", "discord", "ntfy", "command"]
+
+
+class Notices(Shape, kw_only=True):
+    """Where the notices of a project go, and what is told."""
+
+    url: Annotated[str, "Where they are posted; empty: nowhere.", "https://ntfy.example.org/crawls"] = ""
+    kind: Annotated[NoticeKind, "What is there. `command` is the tracker's own, which needs no URL.", "ntfy"] = "json"
+    events: Annotated[
+        list[NoticeEvent],
+        "What is told: nothing is left to do; many of the last 100 attempts have failed; tasks wait, and none is"
+        " closed; a worker that keeps failing is paused; a worker asks for access.",
+        ["finished", "failing"],
+        Meta(max_length=20),
+    ] = []
+    failing_share: Annotated[
+        int, "Percent of the last attempts from which on `failing` is told.", 50, Meta(ge=1, le=100)
+    ] = 50
+    stalled_minutes: Annotated[
+        int, "Minutes without a closed task after which `stalled` is told.", 30, Meta(ge=1, le=100_000)
+    ] = 30
+    sent: Annotated[int | None, "When one was taken last, in unix seconds.", None] = None
+    problem: Annotated[str, "Why the last one was not taken; empty: it was.", ""] = ""
+    waiting: Annotated[int, "How many wait to be taken.", 0] = 0
+
+
+NoticesBody = changes(
+    Notices,
+    "NoticesBody",
+    "Where the notices of a project go. Fields that are absent stay as they are.",
+    without=("sent", "problem", "waiting"),
+)
+
+
 class Snapshot(Shape):
     """The counts of a project at one moment."""
 

@@ -5366,6 +5366,8 @@ API: list[Native] = [
     Native("POST", "/git/receivehook", git_receive),
     Native("POST", "/logs", list_logs, "logs", reads=True),
     Native("GET", "/logs", query_logs, "logs"),
+    Native("GET", "/project/notices/{project}", notices.get_notices, "notices"),
+    Native("POST", "/project/notices/{project}", notices.set_notices),
     Native("GET", "/project/acts/{project}", list_acts, "acts"),
     Native("GET", "/acts", list_all_acts, "acts"),
     Native("POST", "/register", register),

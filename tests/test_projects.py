@@ -270,6 +270,8 @@ def test_everything_about_a_private_project_is_seen_by_everybody(site: Site) -> 
 NEEDED_ROLES = [
     (READ, "GET", "/project/acts/{}", None),
     (EDIT, "POST", "/project/update/{}", {"motd": "x"}),
+    (EDIT, "GET", "/project/notices/{}", None),
+    (EDIT, "POST", "/project/notices/{}", {"url": ""}),
     (MANAGE_ACCESS, "GET", "/project/access_list/{}", None),
     (MANAGE_ACCESS, "POST", "/project/accept_request/{}/1", None),
     (MANAGE_ACCESS, "POST", "/project/reject_request/{}/1", None),
@@ -279,6 +281,7 @@ NEEDED_ROLES = [
     (SECRET, "POST", "/project/secret/{}", {"secret": "x"}),
     (SECRET, "GET", "/project/webhook_secret/{}", None),
     (SECRET, "POST", "/project/webhook_secret/{}", {"webhook_secret": "x"}),
+    (MAINTENANCE, "POST", "/project/resume_worker/{}/1", None),
     (MAINTENANCE, "POST", "/project/reset_failed_tasks/{}", None),
     (MAINTENANCE, "POST", "/project/reclaim_assigned_tasks/{}", None),
     (MAINTENANCE, "POST", "/project/hard_reset/{}", None),
