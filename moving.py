@@ -638,7 +638,10 @@ def insert_tasks(tx: Tx, rows: list[list], project: int, trusted: bool) -> int:
             continue
         stored += 1
         if reason is not None:
-            fail(tx, task.lastrowid, project, reason, failed, state == "failed")
+            note_failure(tx, task.lastrowid, project, reason, failed)
+        if state == "failed":
+            group = failures.join(tx, project, failures.pattern_of(reason or ""))
+            tx.execute("UPDATE task SET cause = ? WHERE id = ?", (group, task.lastrowid))
         tx.counts.move(project, "gone", state)
         if state == "waiting":
             tx.ready.append((project, 1))
@@ -647,13 +650,10 @@ def insert_tasks(tx: Tx, rows: list[list], project: int, trusted: bool) -> int:
     return stored
 
 
-def fail(tx: Tx, task: int, project: int, reason: str, when: int, for_good: bool) -> None:
-    """Notes why a task has failed last, of which nobody here was the worker. If for good, it joins a group."""
+def note_failure(tx: Tx, task: int, project: int, reason: str, when: int) -> None:
+    """Notes why a task has failed last, of which nobody here was the worker."""
     kept = reason if failures.room_for(tx, project, reason) else ""
     tx.execute("INSERT INTO failure VALUES (?, ?, 0, ?, 0, ?)", (task, project, when, kept))
-    if for_good:
-        cause = failures.join(tx, project, failures.pattern_of(reason))
-        tx.execute("UPDATE task SET cause = ? WHERE id = ?", (cause, task))
 
 
 def keep_hashes(tx: Tx, hashes: list[int], project: int) -> None:

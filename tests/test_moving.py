@@ -618,3 +618,15 @@ def test_a_task_that_had_failed_leaves_nothing_behind_when_it_is_closed_here(sit
     assert site.admin.counts(new) == {"closed": 1}
     assert site.read("SELECT * FROM failure") == []
     assert site.read("SELECT used FROM budget WHERE name = 'reasons'") == [(0,)]
+
+
+def test_failed_tasks_without_a_reason_are_a_group_that_goes_when_they_are_retried(site: Site) -> None:
+    tasks = [{**TASK, "recipe": recipe, "state": "failed"} for recipe in "ab"]
+    project = imported(site.admin, sealed(HEADER, BARE, *tasks, {**TASK, "recipe": "c", "retries": 2}))
+    groups = "SELECT pattern, failed_task_count FROM cause WHERE project = ?"
+    assert site.read(groups, project) == [("", 2)]
+    failures = Tab(site.admin.http).open(f"/ui/projects/{project}").tree.get_element_by_id("failures")
+    assert "no reason given" in failures.text_content()
+    site.admin.post(f"/project/reset_failed_tasks/{project}")
+    wait_until(lambda: site.admin.counts(project) == {"waiting": 3})
+    assert site.read(groups, project) == []
