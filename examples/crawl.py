@@ -21,7 +21,8 @@ It speaks to the tracker through the public HTTP API alone, by the library `work
    too early.
 
 **A host** is asked for one page at a time, with a pause (--rate, or what its robots.txt says), whatever the number of
-workers. STATE/hosts.db has what the crew knows of it, also after a restart. One that is too busy (429, 502, 503, 504,
+workers. STATE/hosts.db has what the crew knows of it, also after a restart; crawls with another STATE do not, so have
+one crawl of all that you want of a host. One that is too busy (429, 502, 503, 504,
 or an error with Retry-After) or away (no connection, no name, no TLS) is left alone, longer each time, or for as long
 as it asks; its pages go back to the tracker with a delay, which costs them no attempt, and other hosts go on. When
 five pages in a row have failed otherwise (silence, drips, resets, garbage, 500), the next thing that the host is asked
@@ -97,7 +98,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import ClassVar, NoReturn, TypeVar
 from urllib.parse import unquote
 
 try:
@@ -129,13 +130,16 @@ import worker as library
 from worker import Fail, Halted, Refused, Tracker, Unreachable
 
 T = TypeVar("T")
+Add = Callable[..., argparse.Action]  # of an option
 
 RESTART_INTERVAL = 5  # seconds at least between two starts of one worker
 PLAIN_INTERVAL = 5  # seconds between two lines of progress when there is no terminal
 SILENCE = 60  # seconds without a page, though some wait, after which a line says why
 ROBOTS_TIMEOUT = 30  # seconds for robots.txt, with all that it redirects to
 ROBOTS_AGE = 86400  # seconds after which it is read again
-MOST_ROBOTS_KNOWN = 200  # of those of all hosts, that a worker keeps in memory
+MOST_ROBOTS_KNOWN, MOST_RULES_KNOWN = 200, 2**20  # of those of all hosts, and bytes of them, that a worker remembers
+MOST_RULES_READ = 2**24  # bytes of rules, for each link of a page all that its host has; then links wait for their turn
+MOST_PAIRS = 200_000  # of a name and a rule in one robots.txt: each is an object to its parser
 MOST_SITEMAP = 50 * 2**20  # bytes of a sitemap, unpacked
 MOST_LEVELS, ODD_SITEMAP = 3, "a sitemap elsewhere or too deep"  # an index names others, of its host
 FIRST_REST, LONGEST_REST = 2, 600  # seconds for which a host that is too busy, and does not say how long, is left alone
@@ -155,11 +159,11 @@ MOST_CODINGS, DECODED_AT_ONCE = 3, 4096  # of one body; bytes
 MOST_HOPS = 6  # requests for a robots.txt that is elsewhere: after that there is none
 MOST_ROBOTS = 2**19  # bytes of it that are read
 LONGEST_URL = 4096  # characters; longer links are mistakes or traps
-MOST_REDIRECTS = 20  # in a row
+MOST_REDIRECTS, MOST_REDIRECT_DELAY = 20, 86400  # in a row; seconds that each may ask for
 MOST_REPEATED = 3  # times that a path may have the same segment
 MOST_SEGMENTS = 50  # of a path
 RETRY_DELAY = 2  # seconds for which a page rests after it has failed, twice as long each time
-MOST_WARC, OPEN = 10**9, ".open"  # bytes of one file; what the name of one ends in that is being written
+MOST_WARC, WARC, OPEN = 10**9, ".warc.gz", ".open"  # bytes of one file; what its name ends in, and while it is written
 NOT_MODIFIED = "http://netpreserve.org/warc/1.1/revisit/server-not-modified"
 LISTED = ("broken", "failed", "truncated")  # fates whose pages the report names
 IN_FATES = ("url", "status", "error", "depth", "found_on", "type", "size", "file")  # what is told of each page
@@ -183,6 +187,13 @@ class PutOff(Exception):
     def __init__(self, delay: float, reason: str):
         super().__init__(reason)
         self.delay = min(max(delay, 0.05), LONGEST_DELAY)
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in a line, and where the rest is told: how all is used would push it off the screen."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (all options: {self.prog} --help)\n")
 
 
 # ── URLs and links ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -622,6 +633,7 @@ def without_session(url: str) -> str:
     """The URL without what names a visit to the site, and no page of it."""
     path, mark, query = url.partition("?")
     path = re.sub("(?i);jsessionid=[^/;]*", "", path)
+    path = re.sub(r"/\((?:[A-Z]\([^()/]*+\))++\)(?=/)", "", path)  # of ASP.NET: /(S(0123456789abcdefghijklmn))/
     kept = "&".join(part for part in query.split("&") if not _is_session(part))
     return f"{path}{mark}{kept}"
 
@@ -834,11 +846,18 @@ class Host:
     TIMES: ClassVar = ("next_turn", "busy_until", "asked", "booked", "rests_until", "away_since")
 
     def heed_clock(self, now: float) -> None:
-        """A clock that was set back would let a host rest for ever."""
+        """A clock that was set back would let a host rest for ever, and one set forward would have it away for long.
+
+        So would a crew that was not there: the time in which nobody has looked for a host is not taken from the
+        patience with it.
+        """
         if now < self.noted - 1:
             for name in self.TIMES:
                 if value := getattr(self, name):
                     setattr(self, name, value - self.noted + now)
+        unseen = now - max(self.noted, self.rests_until) - LONGEST_REST
+        if self.away_since and unseen > 0:
+            self.away_since += unseen
         self.noted = now
 
 
@@ -908,6 +927,10 @@ class Hosts:
 
     def read(self, which: str, *values: object) -> list[Host]:
         return [Host(*row) for row in self.db.execute(f"SELECT * FROM host WHERE {which}", values)]
+
+    def are_more_than(self, most: int) -> bool:
+        """Whether so many hosts are known, or more."""
+        return most < 1 or bool(self.db.execute("SELECT 1 FROM host LIMIT 1 OFFSET ?", (most - 1,)).fetchone())
 
     def gap_of(self, host: Host) -> float:
         """Seconds between two pages."""
@@ -1149,10 +1172,14 @@ class Archive:
         self.append(data)
         return self.path.name
 
+    def has(self, known: dict) -> bool:
+        """Whether an archive, this one or an earlier, has the page of a record."""
+        return bool(known.get("warc")) or known["file"].endswith(WARC)
+
     def start(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         began = f"{datetime.now(UTC):%Y%m%d%H%M%S%f}"[:-3]
-        self.path = self.folder / f"{self.name}-{began}-{self.serial:05}-{self.worker}-{os.getpid()}.warc.gz"
+        self.path = self.folder / f"{self.name}-{began}-{self.serial:05}-{self.worker}-{os.getpid()}{WARC}"
         self.file, self.size = open(f"{self.path}{OPEN}", "xb", buffering=0), 0  # noqa: SIM115 (closed by close)
         self.serial += 1
         try_to_lock(self.file)
@@ -1210,7 +1237,7 @@ def warc_date(seconds: float) -> str:
 
 def mend(folder: Path) -> None:
     """Close the files that killed processes have left open there: after the last whole record of each."""
-    for open_file in sorted(folder.glob(f"*.warc.gz{OPEN}")):
+    for open_file in sorted(folder.glob(f"*{WARC}{OPEN}")):
         with contextlib.suppress(OSError), open(open_file, "r+b") as file:
             if try_to_lock(file):
                 file.truncate(whole_members(file))
@@ -1270,6 +1297,10 @@ class Folder:
             raise
         sync_folder(path.parent)
         return path.relative_to(self.folder).as_posix()
+
+    def has(self, known: dict) -> bool:
+        """Whether the file of a record is there: an earlier crawl may have kept it elsewhere, or in an archive."""
+        return bool(known["file"]) and (self.folder / known["file"]).is_file()
 
     def close(self) -> None:
         """Each file is closed already."""
@@ -1366,6 +1397,7 @@ class Page:
     unchanged: bool = False  # since an earlier crawl had it
     since: float = 0  # when it was asked for and came whole
     file: str = ""  # in which it is kept
+    warc: str = ""  # in which it is kept, too
     links: list[str] = field(default_factory=list)
     sitemaps: list[str] = field(default_factory=list)
     left_out: dict[str, int] = field(default_factory=dict)  # links, by the reason
@@ -1571,17 +1603,20 @@ class Worker:
     def robots_of(self, url: str) -> Protego | None:
         """The rules of the URL's host, if they are known, and not too old."""
         origin = origin_of(url)
-        expires, rules = self.rules.get(origin, (0, None))
-        if time.time() < expires:
+        if origin in self.rules and self.rules[origin].is_fresh():
             self.rules.move_to_end(origin)
-            return rules
+            return self.rules[origin].rules
         kept = self.hosts.robots(origin)
-        if not kept or kept[0] + ROBOTS_AGE <= time.time():
+        known = kept and Robots(*kept, self.crawl.user_agent)
+        if not known or not known.is_fresh():
             return None
-        self.rules[origin] = kept[0] + ROBOTS_AGE, Protego.parse(kept[1])
-        if len(self.rules) > MOST_ROBOTS_KNOWN:
+        self.rules[origin] = known
+        while len(self.rules) > 1 and self.are_too_many_rules():
             self.rules.popitem(last=False)
-        return self.rules[origin][1]
+        return known.rules
+
+    def are_too_many_rules(self) -> bool:
+        return len(self.rules) > MOST_ROBOTS_KNOWN or sum(one.size for one in self.rules.values()) > MOST_RULES_KNOWN
 
     def learn_robots(self, url: str) -> None:
         """Read the rules of the URL's host. RobotsAway when nobody knows what it allows."""
@@ -1604,13 +1639,20 @@ class Worker:
             self.log("warn", told)
         return answers
 
-    def against(self, url: str, depth: int, sitemap: int = 0) -> str:
+    def against(self, url: str, depth: int, sitemap: int = 0, heeds_robots: bool = True) -> str:
         """Why a page is not asked for. Empty if it is."""
         reason = "" if sitemap else self.crawl.scope.against(url, depth)
-        if reason or self.is_forbidden(url):
+        if not reason and depth and self.crawl.scope.kind == "domain" and self.is_host_too_many(host_of(url)):
+            reason = "too many hosts of a domain"
+        if reason or (heeds_robots and self.is_forbidden(url)):
             return reason or "forbidden by robots.txt"
         shape = shape_of(url)
         return "too many that differ in the query or a date" if self.are_many(shape) else ""
+
+    def is_host_too_many(self, host: str) -> bool:
+        """Whether it would be one more than --max-variants, besides those of the seeds: names may be of any number."""
+        most = self.crawl.max_variants + len(self.crawl.scope.places)
+        return most < math.inf and not self.hosts.read("name = ?", host) and self.hosts.are_more_than(int(most))
 
     def is_forbidden(self, url: str) -> bool:
         rules = self.robots_of(url)
@@ -1634,13 +1676,15 @@ class Worker:
             for link in page.links + page.sitemaps:
                 page.leave_out("too many redirects in a row", link)
             page.links, page.sitemaps = [], []
-        followed = []
+        followed, left = [], MOST_RULES_READ
         for link in page.links:
-            if reason := self.against(link, depth if sitemap else depth + 1):
+            if reason := self.against(link, depth if sitemap else depth + 1, heeds_robots=left > 0):
                 page.leave_out(reason, link)
             else:
                 followed.append(link)
-        redirect = {"hops": hops, "delay": min(page.retry_after, MOST_GRANTED) if hops else 0}
+            if known := self.rules.get(origin_of(link)):
+                left -= known.size
+        redirect = {"hops": hops, "delay": min(page.retry_after, MOST_REDIRECT_DELAY) if hops else 0}
         submit(self.tracker, self.crawl, followed, url, depth if sitemap else depth + 1, **redirect)
         submit(self.tracker, self.crawl, page.sitemaps, url, depth, page.sitemap + 1, **redirect)
         if page.outcome == "broken" or page.truncated:
@@ -1677,6 +1721,7 @@ class Worker:
             for keeper in self.keepers:
                 kept = functools.partial(keeper.keep, page, self.exchange, original)
                 page.file = despite_full_disk(kept, self.wait) or page.file
+                page.warc = page.file if isinstance(keeper, Archive) else page.warc
 
     def record(self, page: Page, followed: Iterable[str] = ()) -> None:
         """A line of pages.jsonl, on the disk: one call a line, so that those of the crew do not mix."""
@@ -1732,7 +1777,7 @@ class Worker:
         known = self.earlier and self.earlier.find(page.url)
         known = known if known and known.get("sitemap", 0) == page.sitemap else None
         whole = known and known["outcome"] == "ok" and known.get("digest") and not known["truncated"]
-        return known if whole and (known["file"] or not self.keepers) else None
+        return known if whole and all(keeper.has(known) for keeper in self.keepers) else None
 
     async def get(self, page: Page) -> None:
         """Fetch within one deadline for all: a site that sends a byte a second passes any bound on single reads.
@@ -1818,7 +1863,7 @@ class Worker:
         page.unchanged = True
         page.type, page.size, page.digest, page.since = (known[name] for name in ("type", "size", "digest", "since"))
         page.etag, page.last_modified = page.etag or known["etag"], page.last_modified or known["last_modified"]
-        page.file, page.sitemaps = known["file"], list(known.get("sitemaps", ()))
+        page.file, page.warc, page.sitemaps = known["file"], known.get("warc", ""), list(known.get("sitemaps", ()))
         page.links = known["targets"][: len(known["targets"]) - len(page.sitemaps)]
         for reason, links in known["passed_over"].items():
             if reason in ("too long", ODD_SITEMAP) or (reason == "nofollow" and not self.crawl.ignore_nofollow):
@@ -2020,7 +2065,7 @@ def sign_in(args: argparse.Namespace) -> library.Manager:
     if not name:
         raise CrawlError("A manager has to set the crawl up: name one with --manager.")
     if args.password_file:
-        password = args.password_file.read_text().rstrip("\r\n")
+        password = read_text(args.password_file).rstrip("\r\n")
     else:
         password = os.environ.get("TRACKER_PASSWORD") or (terminal and getpass.getpass(f"Password of {name}: "))
     if not password:
@@ -2079,6 +2124,23 @@ def check_owner(tracker: Tracker | library.Manager, project: dict, args: argpars
     return True
 
 
+class Robots:
+    """What a host's robots.txt says to us, and when it was read."""
+
+    def __init__(self, read_at: float, text: str, user_agent: str):
+        self.read_at, self.text, self.user_agent = read_at, text, user_agent
+        self.size = len(text)
+
+    def is_fresh(self) -> bool:
+        """Whether it need not be read again. What was read in the future was so by another clock."""
+        return -ROBOTS_AGE < time.time() - self.read_at < ROBOTS_AGE
+
+    @functools.cached_property
+    def rules(self) -> Protego:
+        text, self.text = self.text, ""
+        return Protego.parse(rules_for(self.user_agent, text))
+
+
 class RobotsAway(CrawlError):
     """A robots.txt cannot be read now, so nobody knows what is allowed. Its host asks for so many seconds of rest."""
 
@@ -2124,6 +2186,51 @@ def read_rules(body: bytes) -> str:
     """The text of a robots.txt, in whatever Unicode it is; a byte order mark would cost it its first group."""
     text, _ = webencodings.decode(body, "utf-8", "as browsers")
     return text.lstrip("\ufeff").replace("\0", "")
+
+
+NAMES, OF_ALL = ("user-agent", "useragent", "user agent"), ("sitemap", "sitemaps", "site-map", "host")
+OF_ROBOT = ("allow", "disallow", "crawl-delay", "request-rate", "visit-time")
+
+
+def rules_for(user_agent: str, text: str) -> str:
+    """A robots.txt. Of one that gives many robots many rules no more than what is said to this one.
+
+    Its parser makes a rule for each robot of a group: tens of millions, of half a million bytes.
+    """
+    lines = [(line, *directive_of(line)) for line in text.splitlines()]
+    names = [value for _, kind, value in lines if kind in NAMES]
+    if len(names) * len(lines) <= MOST_PAIRS:
+        return text
+    ours = max(dict.fromkeys(names), key=functools.partial(fit_of, user_agent.lower()), default="")
+    fits = fit_of(user_agent.lower(), ours)
+    kept, is_ours, was_name = [], False, False
+    for line, kind, value in lines:
+        if kind in NAMES:
+            is_ours = value == ours or (is_ours and was_name)
+        elif kind in OF_ALL:
+            kept.append(line)
+        elif is_ours and fits and kind:
+            kept += [f"User-agent: {ours}"] * was_name + [line]
+        was_name = kind in NAMES or (was_name and (not kind or kind in OF_ALL))
+    return "\n".join(kept)
+
+
+def directive_of(line: str) -> tuple[str, str]:
+    """What a line of a robots.txt is about, and its value, in small letters; empty when it says nothing."""
+    line = line.partition("#")[0].strip().lower()
+    kind, found, value = line.partition(":")
+    if not found:
+        kind, _, value = line.partition(" ")
+        kind = kind if kind in (*NAMES, *OF_ALL, *OF_ROBOT) else ""
+    kind, value = kind.strip(), value.strip()
+    return kind, value.replace("*", "") or value[:1] if kind in NAMES else value
+
+
+def fit_of(robot: str, name: str) -> int:
+    """How well a name in a robots.txt is the robot's, as its parser has it; 0: it is not."""
+    if name == "*" or name not in robot:
+        return int(name == "*")
+    return len(name) if re.search(rf"(?<![\w-]){re.escape(name)}", robot) else 0
 
 
 async def get_robots(
@@ -2456,6 +2563,18 @@ def fate_of(record: dict) -> str:
     return "redirect" if 300 <= (record["status"] or 0) < 400 else "fetched"
 
 
+def others_at(state: Path, seeds: Iterable[str]) -> Iterator[str]:
+    """What there is to say of crawls whose states lie beside this one, and which ask the seeds' hosts as well."""
+    hosts, lately = {host_of(seed) for seed in seeds}, time.time() - SILENCE
+    for file in itertools.islice(state.absolute().parent.glob(f"*/{HOSTS}"), 100):
+        if file.parent == state.absolute():
+            continue
+        with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(file, timeout=1)) as db:
+            for [name] in db.execute("SELECT name FROM host WHERE asked > ?", (lately,)):
+                if name in hosts:
+                    yield f"{name} is asked by the crawl of {file.parent} as well, and gets the requests of both"
+
+
 def make_report(crawl: Crawl, seeds: list[str], seconds: float, before: dict, after: dict) -> dict:
     """What the crawl came to: pages and rate of this run; counts and lists of all runs."""
     pages = after["closed_task_count"] - before["closed_task_count"]
@@ -2635,7 +2754,7 @@ def print_list(kind: str, lines: Iterator[str], count: int) -> None:
 
 def report_command(words: list[str]) -> int:
     """crawl.py report: what the records of a crawl tell, also while it goes on."""
-    parser = argparse.ArgumentParser(prog="crawl.py report", description="Tell what a crawl has come to by now.")
+    parser = Parser(prog="crawl.py report", description="Tell what a crawl has come to by now.")
     parser.add_argument("state", metavar="DIR", type=Path, help="the crawl's --state")
     parser.add_argument("--json", action="store_true", help="as JSON; with --pages a line a page")
     parser.add_argument("--pages", action="store_true", help="what has become of every page that is known")
@@ -2661,12 +2780,24 @@ LINKS_FOLLOWED = "A page is a URL" + (__doc__ or "").partition("\nA page is a UR
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
+        prog="crawl.py",
+        usage="crawl.py SEED_URL... [OPTION...]\n       crawl.py report DIR [--json] [--pages]",
         description="Crawl web sites with several workers that share the work through a task tracker.",
         epilog="The same command goes on with a crawl that was interrupted.\n\n" + LINKS_FOLLOWED,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add = parser.add_argument
+    for title, add_options in OPTIONS.items():
+        add_options(parser.add_argument_group(title).add_argument)
+    args = parser.parse_args()
+    try:
+        check_arguments(args)
+    except (ValueError, OSError, CrawlError) as error:
+        parser.error(str(error))
+    return args
+
+
+def add_seeds(add: Add) -> None:
     add("seeds", metavar="SEED_URL", nargs="*", help="a first page; several may be given")
     add("--seeds", metavar="FILE", type=Path, dest="seeds_file", help="with more of them, one a line; # is a comment")
     add(
@@ -2677,18 +2808,12 @@ def parse_arguments() -> argparse.Namespace:
         help="a sitemap (or an index of some, or lines of URLs)",
     )
     add("--robots-sitemaps", action="store_true", help="crawl the sitemaps that robots.txt names, too")
-    add("--server", metavar="URL", default="http://127.0.0.1:3010", help="the tracker (default: %(default)s)")
-    add("--workers", metavar="N", type=int, default=4, help="worker processes (default: %(default)s)")
     add(
-        "--rate",
-        metavar="PAGES_PER_SECOND",
-        type=float,
-        default=5.0,
-        help="most from one host, which is asked for one page at a time, with this pause between; 0: without a pause"
-        " (default: %(default)s)",
+        "--again", metavar="DIR", type=Path, help="the --state of an earlier crawl: ask only for what has changed since"
     )
-    add("--contact", metavar="TEXT", help="an address or a URL by which a site can reach you; needed on the real web")
-    add("--user-agent", metavar="TEXT", help=f"what the crawler calls itself (default: {USER_AGENT} and the contact)")
+
+
+def add_scope(add: Add) -> None:
     add(
         "--scope",
         choices=("host", "domain", "prefix"),
@@ -2705,6 +2830,11 @@ def parse_arguments() -> argparse.Namespace:
         help="follow no links but those whose whole URL is the pattern, in which * is anything; may be repeated",
     )
     add("--exclude", metavar="PATTERN", action="append", default=[], help="follow none of these, likewise")
+    add("--ignore-nofollow", action="store_true", help="follow links that the site wants followed by no robot")
+    add("--parts", action="store_true", help="fetch what pages are shown with, too: images, scripts, style sheets, …")
+
+
+def add_limits(add: Add) -> None:
     add("--max-depth", metavar="N", type=int, default=math.inf, help="links between a seed and a page, at most")
     add(
         "--max-pages", metavar="N", type=int, default=math.inf, help="end after so many requests for pages, of all runs"
@@ -2715,15 +2845,23 @@ def parse_arguments() -> argparse.Namespace:
         metavar="N",
         type=int,
         default=10_000,
-        help="pages that differ in nothing but their query, or the date in their path; more are a trap, and left out"
-        " (default: %(default)s)",
+        help="pages that differ in nothing but their query, or the date in their path, and hosts of --scope domain;"
+        " more are a trap, and left out (default: %(default)s)",
     )
-    add("--project", metavar="NAME", help="the tracker's project, made if needed (default: crawl-HOST)")
-    add("--manager", metavar="NAME", help="the manager that sets the crawl up; needed once")
-    add("--password-file", metavar="FILE", type=Path, help="with its password (else TRACKER_PASSWORD or a prompt)")
-    add("--register", action="store_true", help="make this manager if it cannot log in: for a new tracker")
-    add("--state", metavar="DIR", type=Path, help="for credentials and records (default: the project's name)")
-    add("--report", metavar="FILE", type=Path, help="write the report as JSON, too")
+    add("--max-body", metavar="BYTES", type=int, default=10 * 2**20, help="of one page, the rest is cut off (10 MiB)")
+
+
+def add_politeness(add: Add) -> None:
+    add(
+        "--rate",
+        metavar="PAGES_PER_SECOND",
+        type=float,
+        default=5.0,
+        help="most from one host, which is asked for one page at a time, with this pause between; 0: without a pause."
+        " Crawls with another --state know nothing of it (default: %(default)s)",
+    )
+    add("--contact", metavar="TEXT", help="an address or a URL by which a site can reach you; needed on the real web")
+    add("--user-agent", metavar="TEXT", help=f"what the crawler calls itself (default: {USER_AGENT} and the contact)")
     add(
         "--login",
         metavar="FILE",
@@ -2736,14 +2874,12 @@ def parse_arguments() -> argparse.Namespace:
         type=Path,
         help="cookies to send, as browsers and curl write them (Netscape's format)",
     )
-    add("--ignore-nofollow", action="store_true", help="follow links that the site wants followed by no robot")
-    add("--warc", metavar="DIR", type=Path, help="keep what is fetched there, as WARC 1.1")
-    add("--save", metavar="DIR", type=Path, help="keep what is fetched there, as files")
-    add(
-        "--again", metavar="DIR", type=Path, help="the --state of an earlier crawl: ask only for what has changed since"
-    )
-    add("--parts", action="store_true", help="fetch what pages are shown with, too: images, scripts, style sheets, …")
+
+
+def add_patience(add: Add) -> None:
     add("--timeout", metavar="SECONDS", type=float, default=10, help="for one page (default: %(default)s)")
+    add("--max-retries", metavar="N", type=int, default=4, help="attempts at a page that does not answer (default: 4)")
+    add("--max-assign-time", metavar="SECONDS", type=int, default=30, help="then a lost page comes back (default: 30)")
     add(
         "--host-patience",
         metavar="SECONDS",
@@ -2752,15 +2888,33 @@ def parse_arguments() -> argparse.Namespace:
         help="for a host that does not answer, whose pages then fail; a rest that it asks for, of 30 days at most,"
         " comes on top (default: 3 days)",
     )
-    add("--max-body", metavar="BYTES", type=int, default=10 * 2**20, help="of one page, the rest is cut off (10 MiB)")
-    add("--max-assign-time", metavar="SECONDS", type=int, default=30, help="then a lost page comes back (default: 30)")
-    add("--max-retries", metavar="N", type=int, default=4, help="attempts at a page that does not answer (default: 4)")
-    args = parser.parse_args()
-    try:
-        check_arguments(args)
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
-    return args
+
+
+def add_tracker(add: Add) -> None:
+    add("--server", metavar="URL", default="http://127.0.0.1:3010", help="the tracker (default: %(default)s)")
+    add("--workers", metavar="N", type=int, default=4, help="worker processes (default: %(default)s)")
+    add("--project", metavar="NAME", help="the tracker's project, made if needed (default: crawl-HOST)")
+    add("--manager", metavar="NAME", help="the manager that sets the crawl up; needed once")
+    add("--password-file", metavar="FILE", type=Path, help="with its password (else TRACKER_PASSWORD or a prompt)")
+    add("--register", action="store_true", help="make this manager if it cannot log in: for a new tracker")
+
+
+def add_output(add: Add) -> None:
+    add("--state", metavar="DIR", type=Path, help="for credentials and records (default: the project's name)")
+    add("--report", metavar="FILE", type=Path, help="write the report as JSON, too")
+    add("--warc", metavar="DIR", type=Path, help="keep what is fetched there, as WARC 1.1")
+    add("--save", metavar="DIR", type=Path, help="keep what is fetched there, as files")
+
+
+OPTIONS = {
+    "where it begins": add_seeds,
+    "what it follows": add_scope,
+    "how much": add_limits,
+    "to the hosts": add_politeness,
+    "when there is no answer": add_patience,
+    "the tracker": add_tracker,
+    "what it writes": add_output,
+}
 
 
 def check_arguments(args: argparse.Namespace) -> None:
@@ -2774,10 +2928,12 @@ def check_arguments(args: argparse.Namespace) -> None:
     if args.max_assign_time < 3 * args.timeout:
         raise ValueError("--max-assign-time must be at least 3 times --timeout, or slow pages are assigned twice")
     if args.seeds_file:
-        lines = args.seeds_file.read_text("utf-8-sig").splitlines()
+        lines = read_text(args.seeds_file).splitlines()
         args.seeds += [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
     if not args.seeds and not args.sitemap:
         raise ValueError("name a SEED_URL, or --seeds, or --sitemap")
+    if args.report and not args.report.absolute().parent.is_dir():
+        raise ValueError(f"argument --report: there is no folder {args.report.parent}")
     args.logins = read_logins(args)
     for name in ("seeds", "sitemap"):
         setattr(args, name, list(dict.fromkeys(normalise(http_url(url).href) for url in getattr(args, name))))
@@ -2800,6 +2956,13 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise ValueError("--user-agent and --contact: must be ASCII")
 
 
+def read_text(file: Path) -> str:
+    try:
+        return file.read_text("utf-8-sig")
+    except UnicodeDecodeError:
+        raise CrawlError(f"{file} is no text in UTF-8") from None
+
+
 def http_url(text: str) -> ada_url.URL:
     if not (url := resolve(text)):
         raise ValueError(f"{text} is not an http or https URL")
@@ -2812,8 +2975,8 @@ def read_logins(args: argparse.Namespace) -> tuple[tuple[str, str, str], ...]:
     if args.login:
         try:
             logins = [(host, name, password) for host, (name, _, password) in netrc.netrc(args.login).hosts.items()]
-        except netrc.NetrcParseError as error:
-            raise ValueError(f"argument --login: {error}") from None
+        except (netrc.NetrcParseError, UnicodeDecodeError) as error:
+            raise ValueError(f"argument --login: {args.login}: {error}") from None
     for url in map(http_url, args.seeds + args.sitemap):
         if url.username or url.password:
             logins.append((host_of(normalise(url.href)), unquote(url.username), unquote(url.password)))
@@ -2842,6 +3005,8 @@ def run(args: argparse.Namespace) -> int:
             earlier.update()
     if args.warc:
         mend(args.warc)
+    for told in others_at(args.state, args.seeds + args.sitemap):
+        say(f"{told}: they share no pause.")
     with Tracker(args.server, worker=workers[0], patience=0) as tracker:
         started, before = time.monotonic(), tracker.project(project)
         submit(tracker, crawl, args.seeds, found_on="", depth=0)

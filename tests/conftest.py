@@ -23,6 +23,7 @@ import httpx
 import pytest
 import starlette.routing
 from hypothesis import HealthCheck, settings
+from wire import Wire
 
 import attempts
 import database
@@ -95,8 +96,10 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 # The trackers of all tests have the same paths, and what is made of a row of their tables is the same.
 starlette.routing.compile_path = functools.cache(starlette.routing.compile_path)
-tracker.all_pages = functools.cache(tracker.all_pages)
 tracker.handler_of = functools.cache(tracker.handler_of)
+tables_with = functools.cache(lambda all_pages, *dialects: all_pages())
+tracker.all_pages = functools.partial(lambda all_pages: tables_with(all_pages, *tracker.dialects()), tracker.all_pages)
+httpx._urls.urlparse = httpx._urlparse.urlparse = functools.lru_cache(1000)(httpx._urlparse.urlparse)  # for any request
 
 NAMES = (f"{kind}{number}" for number in itertools.count(1) for kind in ("project", "manager"))
 
@@ -124,8 +127,8 @@ for _wait in "connect", "read", "write", "pool":  # no test is about the five se
 
 
 def client(url: str, **options: Any) -> httpx.Client:
-    """Somebody's HTTP client. Without the certificate store: loading it takes longer than a whole test's requests."""
-    return httpx.Client(base_url=url, timeout=90, verify=False, trust_env=False, **options)
+    """Somebody's HTTP client."""
+    return httpx.Client(base_url=url, timeout=90, trust_env=False, **{"transport": Wire(), **options})
 
 
 class Worker:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import functools
 import inspect
 import itertools
@@ -17,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from conftest import empty_tracker
 from msgspec import UNSET
 
 import shapes
 import tracker
-from database import upgrade_schema
 from tracker import FAIL, OK, SKIP, TaskAction, TaskFilter, Tx, WorkerCredentials
 
 
@@ -99,7 +100,7 @@ class Memory:
         self.connection.row_factory = sqlite3.Row
         self.settings, self.clock = tracker.Settings(**settings), StillClock()
         self.announced: Counter[int] = Counter()  # project: how many of its tasks the last transaction said are ready
-        upgrade_schema(Path("memory"), self.connection)
+        empty_tracker().backup(self.connection)
 
     def do(self, function: Callable, *args: Any) -> Any:
         self.connection.execute("BEGIN IMMEDIATE")
@@ -122,6 +123,12 @@ class Memory:
         except tracker.TrackerError as error:
             return f"{error.code}: {error.message}"
         raise AssertionError(f"not refused: {outcome}")
+
+    def furnish(self) -> Place:
+        """Makes a Place, in a database that is new: a copy of the first one, at a tenth of the time."""
+        first, place = furnished()
+        first.connection.backup(self.connection)
+        return copy.deepcopy(place)
 
     def rows(self, sql: str, *parameters: Any) -> list[sqlite3.Row]:
         return self.connection.execute(sql, parameters).fetchall()
@@ -460,6 +467,12 @@ def furnish(tx: Tx) -> Place:
         *(session, worker, other, stranger, first, second, manager, secret, held, waiting, failed, operations),
         *furnish_jobs(tx, session, worker),
     )
+
+
+@functools.cache
+def furnished() -> tuple[Memory, Place]:
+    memory = Memory()
+    return memory, memory.do(furnish)
 
 
 def furnish_jobs(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from conftest import Site
-from place import OPERATIONS, Memory, furnish
+from place import OPERATIONS, Memory
 from test_pages import Tab
 
 import acts
@@ -46,9 +46,9 @@ def kept(memory: Memory) -> list[tuple]:
 def test_whatever_a_manager_does_is_kept() -> None:
     names = []
     first = Memory()
-    for name in done_by_a_manager(first.do(furnish)):
+    for name in done_by_a_manager(first.furnish()):
         memory = Memory()
-        place = memory.do(furnish)
+        place = memory.furnish()
         before = len(kept(memory))
         function, args = OPERATIONS[name](place)
         memory.do(function, *args)

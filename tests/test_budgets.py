@@ -16,7 +16,7 @@ import httpx
 import msgspec
 import pytest
 from conftest import Site, Worker, client, wait_until
-from place import OPERATIONS, Jobs, Memory, Place, call, furnish
+from place import OPERATIONS, Jobs, Memory, Place, call
 
 import budgets
 import limits
@@ -104,7 +104,7 @@ def distrust(memory: Memory, only: int | None = None) -> None:
 @pytest.fixture(scope="module")
 def furnished() -> tuple[Memory, Place]:
     memory = Memory()
-    place = memory.do(furnish)
+    place = memory.furnish()
     check_budgets(memory.connection)
     distrust(memory)
     check_budgets(memory.connection)
@@ -130,7 +130,7 @@ def test_whatever_is_done_in_a_project_that_nobody_trusts_is_weighed(
 
 def test_what_an_old_file_has_is_counted_at_its_upgrade() -> None:
     memory = Memory()
-    memory.do(furnish)
+    memory.furnish()
     old = "name NOT IN ('reasons', 'acts')"  # budgets that such a file has none of: all that is in them is new
     memory.connection.executescript(f"DELETE FROM log_share; UPDATE budget SET used = 0 WHERE {old}")
     filled = UPGRADES[6][1]

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from place import OPERATIONS, Memory, Operation, call, check_counts, furnish, new_task
+from place import OPERATIONS, Memory, Operation, call, check_counts, new_task
 from test_atomicity import Sabotage, sabotaged
 
 import shapes
@@ -30,7 +30,7 @@ class Batches(Memory):
 
     def __init__(self) -> None:
         super().__init__()
-        self.place = self.do(furnish)
+        self.place = self.furnish()
         self.connection.execute("UPDATE project SET assign_rate = 0, submit_rate = 0")
 
     def copy(self) -> Batches:

@@ -54,8 +54,8 @@ class HostileSite(socketserver.ThreadingTCPServer):
 
     daemon_threads = allow_reuse_address = True
 
-    def __init__(self, answers: dict[str, Any]):
-        super().__init__(("127.0.0.1", 0), None)
+    def __init__(self, answers: dict[str, Any], address: tuple[str, int] = ("127.0.0.1", 0)):
+        super().__init__(address, None)
         self.answers, self.asked, self.heads = answers, [], []
         self.url = f"http://127.0.0.1:{self.server_address[1]}/"
 
@@ -93,8 +93,8 @@ class LeavingSite(HostileSite):
 
 
 @contextlib.contextmanager
-def serving(answers: dict[str, Any], kind: type[HostileSite] = HostileSite) -> Iterator[HostileSite]:
-    with kind(answers) as site:
+def serving(answers: dict[str, Any], kind: type[HostileSite] = HostileSite, *address: Any) -> Iterator[HostileSite]:
+    with kind(answers, *address) as site:
         threading.Thread(target=site.serve_forever, args=(0.02,), daemon=True).start()
         yield site
         site.shutdown()
@@ -285,7 +285,7 @@ def test_a_robots_txt_that_is_to_be_had_later_is_asked_for_later(status: int) ->
     assert away.value.retry_after == 3600
 
 
-@pytest.mark.parametrize(("asked_for", "delay"), [("60", 60), ("31536000", 30 * 86400), ("soon", None)])
+@pytest.mark.parametrize(("asked_for", "delay"), [("60", 60), ("31536000", 86400), ("soon", None)])
 @pytest.mark.parametrize("sitemap", [0, 1])
 def test_where_a_redirect_leads_is_asked_for_when_it_says(
     asked_for: str, delay: float | None, sitemap: int, tmp_path: Path
@@ -419,6 +419,31 @@ def test_pages_that_are_always_refused_when_no_other_is_left_fail_in_the_end(tmp
             worker.hosts.db.execute("UPDATE host SET rests_until = 0, next_turn = 0, slow = 0")
         assert results == [library.SKIPPED] * (crawl.MOST_PUT_OFF + 2) + [library.FAILED]
         assert site.asked.count("/b") == 2
+
+
+def test_the_time_in_which_no_crew_was_there_is_not_taken_from_the_patience_with_a_host(
+    hosts: crawl.Hosts, clock: list[float]
+) -> None:
+    hosts.refuse("h", 0, "gone")
+    clock[0] += 2 + 4 * DAY
+    hosts.refuse("h", 0, "gone")
+    assert hosts.away("h") == 2 + crawl.LONGEST_REST
+    hosts.refuse("h", 7 * DAY, "busy")
+    clock[0] += 9 * DAY
+    hosts.refuse("h", 0, "gone")
+    assert hosts.away("h") == 2 + 2 * crawl.LONGEST_REST
+
+
+def test_a_machine_without_a_clock_that_starts_in_1970_breaks_no_rest_and_gives_up_no_host(
+    hosts: crawl.Hosts, clock: list[float]
+) -> None:
+    hosts.take_turn("h")
+    hosts.refuse("h", 3600, "busy")
+    clock[0] = 30
+    assert hosts.take_turn("h") == 3600
+    clock[0] = 10**9 + 60
+    assert hosts.take_turn("h") == 0
+    assert hosts.away("h") < DAY
 
 
 def test_a_second_start_goes_on_with_the_rest_that_the_first_was_asked_for(
@@ -690,7 +715,7 @@ def test_a_robots_txt_that_cannot_be_had_now_has_its_host_left_alone(
 
 def test_a_robots_txt_is_read_when_its_host_is_first_met_and_after_a_day_again(tmp_path: Path) -> None:
     answers = {"/robots.txt": answer(RULES), "/a": page(""), "/b": page("")}
-    with serving(answers) as site, working(site, tmp_path) as worker:
+    with serving(answers) as site, working(site, tmp_path, timeout=9) as worker:
         worker.hosts.db.execute("UPDATE robots SET read_at = read_at - 86401")
         for path in ("a", "b", "a"):
             assert give(worker, f"{site.url}{path}")["result"] == library.DONE
@@ -699,6 +724,65 @@ def test_a_robots_txt_is_read_when_its_host_is_first_met_and_after_a_day_again(t
         worker.hosts.db.execute("UPDATE robots SET read_at = read_at - 86401")
         give(worker, f"{site.url}a")
         assert site.asked[3:] == ["/robots.txt", "/a"]
+
+
+AGENT = "tests/1.0 (me@example.org)"
+GROUPS = {  # a robots.txt and the paths that it forbids
+    "ours": "User-agent: tests\nDisallow: /a\nUser-agent: *\nDisallow: /b",
+    "of all": "User-agent: *\nDisallow: /b\nUser-agent: other\nDisallow: /a",
+    "of several": "User-agent: other\n\nSitemap: http://h/s\nUser-agent: TESTS # us\nDisallow: /a",
+    "ours twice": "User-agent: tests\nDisallow: /a\nUser-agent: other\nDisallow: /c\nUser-agent: tests*\nDisallow: /b",
+    "of none": "Disallow: /a\nUser-agent:\nDisallow: /b\nUser-agent: attests\nDisallow: /c",
+    "the better name": "User-agent: tests/1\nAllow: /a\nUser-agent: tests\nDisallow: /a",
+    "without colons": "User-agent tests\nwhat is this\nUser-agent other\nDisallow /a\nCrawl-delay 4",
+    "nothing": "",
+}
+
+
+@pytest.mark.parametrize("text", GROUPS.values(), ids=GROUPS)
+def test_what_a_robots_txt_says_to_others_may_be_left_out(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = crawl.Protego.parse(text)
+    monkeypatch.setattr(crawl, "MOST_PAIRS", -1)
+    ours = crawl.Protego.parse(crawl.rules_for(AGENT, text))
+    for path in "abcd":
+        assert ours.can_fetch(f"http://h/{path}", AGENT) == whole.can_fetch(f"http://h/{path}", AGENT)
+    assert ours.crawl_delay(AGENT) == whole.crawl_delay(AGENT)
+    assert list(ours.sitemaps) == list(whole.sitemaps)
+
+
+def test_a_robots_txt_of_many_names_with_many_rules_is_read_as_what_it_says_to_us() -> None:
+    names, rules = ("".join(f"{kind}: x{number}\n" for number in range(9000)) for kind in ("User-agent", "Disallow"))
+    known = crawl.Robots(time.time(), f"User-agent: tests\n{names}{rules}Disallow: /a", AGENT)
+    assert len(known.rules._user_agents) == 1
+    assert not known.rules.can_fetch("http://h/a", AGENT)
+
+
+def test_links_beyond_those_that_many_rules_are_read_for_wait_for_their_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(crawl, "MOST_RULES_READ", 2 * len(RULES))
+    html = "".join(f"<a href=/b{number}>" for number in range(4))
+    with serving({"/a": page(html)}) as site, working(site, tmp_path, robots=RULES, timeout=9) as worker:
+        found = worker.crawl_page(f"{site.url}a", "x")
+        assert found.left_out == {"forbidden by robots.txt": 2}
+        assert give(worker, f"{site.url}b3")["result"] == library.DONE
+        assert site.asked == ["/a"]
+
+
+def test_of_long_rules_few_are_kept_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crawl, "MOST_RULES_KNOWN", 2 * len(RULES))
+    with serving({}) as site, working(site, tmp_path) as worker:
+        for number in range(4):
+            worker.hosts.keep_robots(f"http://h{number}/", RULES)
+            assert worker.robots_of(f"http://h{number}/b")
+        assert list(worker.rules) == ["http://h2/", "http://h3/"]
+
+
+def test_a_robots_txt_that_another_clock_has_read_in_the_future_is_read_again(tmp_path: Path) -> None:
+    with serving({"/robots.txt": answer(RULES)}) as site, working(site, tmp_path, timeout=9) as worker:
+        worker.hosts.db.execute("UPDATE robots SET read_at = read_at + 90000")
+        assert give(worker, f"{site.url}b")["result"] == library.DONE
+        assert site.asked == ["/robots.txt"]
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 410])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import gzip
 import json
+import math
 import os
 import signal
 import socket
@@ -160,6 +162,10 @@ def test_a_page_that_a_new_pattern_leaves_out_is_not_asked_for_though_it_waits(t
         ("http://h/a;jsessionid=0123456789ABCDEF", "http://h/a"),
         ("http://h/a;JSessionID=01/b", "http://h/a/b"),
         ("http://h/a?ASPSESSIONIDQQ=ABCDEFGHIJKLMNOPQRST", "http://h/a"),
+        ("http://h/(S(lit3py55t21z5v55vlm25s55))/a", "http://h/a"),
+        ("http://h/x/(X(1)S(lit3py55t21z5v55vlm25s55))/a?b", "http://h/x/a?b"),
+        ("http://h/(see)/a", "http://h/(see)/a"),
+        ("http://h/(S(1))", "http://h/(S(1))"),
         ("http://h/a?sid=12/34", "http://h/a?sid=12/34"),
         ("http://h/a?sid=7", "http://h/a?sid=7"),
         ("http://h/a?id=0123456789abcdef", "http://h/a?id=0123456789abcdef"),
@@ -176,6 +182,17 @@ def test_pages_that_differ_in_the_query_or_a_date_are_asked_for_up_to_a_limit(tm
             assert give(one, f"{site.url}{path[1:]}")["result"] == library.DONE
         assert site.asked == ["/a?n=0", "/a?n=1", "/cal/2020-05/1", "/cal/2021-05/1", "/1", "/2", "/3"]
         assert told_of(one)["left_out"] == {"too many that differ in the query or a date": 4}
+
+
+def test_hosts_of_a_domain_are_asked_up_to_a_limit_besides_those_that_were_named(tmp_path: Path) -> None:
+    with working("http://h.example/", tmp_path, max_variants=2) as one:
+        one.crawl = dataclasses.replace(one.crawl, scope=crawl.Scope.around("domain", ["http://h.example/"]))
+        reasons = []
+        for name in ("h", "a", "b", "c", "a"):
+            reasons.append(one.against(f"http://{name}.h.example/", depth=1))
+            if not reasons[-1]:
+                one.hosts.take_turn(f"{name}.h.example")
+        assert reasons == ["", "", "", "too many hosts of a domain", ""]
 
 
 class Endless(HostileSite):
@@ -761,6 +778,54 @@ def test_sigterm_ends_a_crawl_as_ctrl_c_does(tmp_path: Path) -> None:
         output, errors = process.communicate(timeout=60)
         assert process.returncode == 130 and "Interrupted" in output, errors
         assert get_project(server)["assigned_task_count"] == 0
+
+
+def test_a_host_that_moves_to_another_address_is_asked_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    addresses, look_up = ["127.0.0.1"], socket.getaddrinfo
+    monkeypatch.setattr(socket, "getaddrinfo", lambda _host, *more, **how: look_up(addresses[0], *more, **how))
+    with serving({"/a": page("")}) as old:
+        url, port = old.url.replace("127.0.0.1", "moving.invalid"), old.server_address[1]
+        with working(url, tmp_path, timeout=9) as one:
+            assert give(one, f"{url}a")["result"] == library.DONE
+            old.shutdown()
+            old.server_close()
+            assert give(one, f"{url}b")["result"] == library.SKIPPED
+            addresses[:] = ["127.0.0.2"]
+            with serving({"/b": page("")}, HostileSite, ("127.0.0.2", port)):
+                one.hosts.db.execute("UPDATE host SET rests_until = 0, next_turn = 0")
+                assert give(one, f"{url}b")["result"] == library.DONE
+            assert one.hosts.away("moving.invalid") == 0
+
+
+def test_an_hour_without_the_tracker_is_waited_for_by_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, asked = [0.0], []
+
+    def send(_method: str, url: str, **_how: Any) -> Any:
+        asked.append(clock[0])
+        if clock[0] < 3600:
+            raise crawl.httpx.ConnectError("gone")
+        return contextlib.nullcontext(crawl.httpx.Response(200, json={"ok": True, "content": {"submitted": 1}}))
+
+    monkeypatch.setattr(library.time, "monotonic", lambda: clock[0])
+    with working("http://h/", tmp_path) as one:
+        client = library.Tracker("http://127.0.0.1:1", worker=library.Worker(1, "one", "secret"), patience=math.inf)
+        monkeypatch.setattr(client.client.http, "stream", send)
+        monkeypatch.setattr(client.client.interrupts, "sleep", lambda seconds: clock.append(clock.pop() + seconds))
+        crawl.submit(client, one.crawl, ["http://h/a"], "http://h/", depth=1)
+    assert 3600 <= asked[-1] < 3660 and len(asked) < 400
+
+
+def test_who_crawls_a_host_that_another_crawl_beside_this_one_asks_is_told(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    with contextlib.closing(crawl.Hosts(tmp_path / "one" / crawl.HOSTS)) as hosts:
+        hosts.take_turn("h")
+        seeds = ["http://h/a", "https://h/b", "http://other/"]
+        [told] = crawl.others_at(tmp_path / "two", seeds)
+        assert told.startswith(f"h is asked by the crawl of {tmp_path / 'one'}")
+        assert not list(crawl.others_at(tmp_path / "one", seeds))
+        hosts.db.execute("UPDATE host SET asked = asked - 120")
+        assert not list(crawl.others_at(tmp_path / "two", seeds))
 
 
 def test_a_tracker_that_is_away_is_waited_for(tmp_path: Path) -> None:

@@ -642,18 +642,51 @@ def test_a_warc_of_a_second_crawl_refers_to_the_first(sent: list[bytes], profile
     assert second["warc"]["WARC-Payload-Digest"] == first["warc"]["WARC-Payload-Digest"]
 
 
-def test_a_page_that_the_first_crawl_did_not_keep_is_fetched_whole_to_be_kept(tmp_path: Path) -> None:
-    sent = {"/a": page("x", HTML, 'ETag: "1"')}
+HOW_KEPT = {  # by the first crawl, by the second, and whether the second needs no more than that nothing has changed
+    "nowhere, then an archive": ([], ["warc"], False),
+    "files, then an archive": (["save"], ["warc"], False),
+    "an archive, then files": (["warc"], ["save"], False),
+    "an archive, then both": (["warc"], ["warc", "save"], False),
+    "both, then an archive": (["warc", "save"], ["warc"], True),
+    "both, then both": (["warc", "save"], ["warc", "save"], True),
+    "files, then files": (["save"], ["save"], True),
+    "both, then nowhere": (["warc", "save"], [], True),
+}
+
+
+@pytest.mark.parametrize(("before", "after", "unchanged"), HOW_KEPT.values(), ids=HOW_KEPT)
+def test_a_page_that_the_first_crawl_did_not_keep_likewise_is_fetched_whole_to_be_kept(
+    before: list[str], after: list[str], unchanged: bool, tmp_path: Path
+) -> None:
+    sent, folders = {"/a": page("x", HTML, 'ETag: "1"')}, {"warc": tmp_path / "archive", "save": tmp_path / "files"}
     (tmp_path / "first").mkdir()
     with changing(sent) as site:
-        with working(site, tmp_path / "first") as worker:
+        with working(site, tmp_path / "first", timeout=9, **{name: folders[name] for name in before}) as worker:
             worker.crawl_page(f"{site.url}a", "x")
         with contextlib.closing(crawl.Index(tmp_path / "first" / "pages.jsonl")) as index:
             index.update()
-        settings = {"again": tmp_path / "first" / "pages.jsonl", "warc": tmp_path / "kept"}
-        with working(site, tmp_path, **settings) as worker:
+        settings = {"again": tmp_path / "first" / "pages.jsonl"} | {name: folders[name] for name in after}
+        with working(site, tmp_path, timeout=9, **settings) as worker:
+            found = worker.crawl_page(f"{site.url}a", "x")
+    assert found.unchanged == unchanged
+    assert bool(found.warc) == ("warc" in after or (not after and "warc" in before))
+    if "save" in after:
+        assert (folders["save"] / found.file).read_bytes() == b"x"
+    if "warc" in after:
+        assert "response" in [record["type"] for record in read_warcs(folders["warc"])]
+
+
+def test_the_file_of_a_page_that_is_gone_is_written_again(tmp_path: Path) -> None:
+    sent, kept = {"/a": page("x", HTML, 'ETag: "1"')}, tmp_path / "kept"
+    (tmp_path / "first").mkdir()
+    with changing(sent) as site, working(site, tmp_path / "first", timeout=9, save=kept) as worker:
+        file = kept / worker.crawl_page(f"{site.url}a", "x").file
+        with contextlib.closing(crawl.Index(worker.crawl.records)) as worker.earlier:
+            worker.earlier.update()
+            assert worker.crawl_page(f"{site.url}a", "x").unchanged
+            file.unlink()
             assert not worker.crawl_page(f"{site.url}a", "x").unchanged
-    assert [record["type"] for record in read_warcs(tmp_path / "kept")] == ["warcinfo", "response", "request"]
+    assert file.read_bytes() == b"x"
 
 
 # ── The report ────────────────────────────────────────────────────────────────────────────────────────────────────────

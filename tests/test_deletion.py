@@ -7,7 +7,7 @@ import sqlite3
 import httpx
 import pytest
 from conftest import Manager, Site, Worker, client, wait_until
-from place import OPERATIONS, Jobs, Memory, Place, call, check_counts, discard_bulk_submit, furnish
+from place import OPERATIONS, Jobs, Memory, Place, call, check_counts, discard_bulk_submit
 from test_budgets import check_budgets, distrust
 from test_waiting import Waiting, settle
 
@@ -72,7 +72,7 @@ def finish(memory: Memory, operation: int) -> int:
 @pytest.fixture(params=[True, False], ids=["trusted", "not trusted"])
 def memory(request: pytest.FixtureRequest) -> Memory:
     memory = Memory()
-    memory.place = memory.do(furnish)
+    memory.place = memory.furnish()
     if not request.param:
         distrust(memory)
     return memory

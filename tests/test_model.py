@@ -9,12 +9,12 @@ import dataclasses
 import sqlite3
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
 import msgspec
 import pytest
+from conftest import empty_tracker
 from hypothesis import note, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -34,7 +34,7 @@ import retention
 import shapes
 import tracker
 import workers as workers_module
-from database import load_seen, load_uptime, save_uptime, upgrade_schema
+from database import load_seen, load_uptime, save_uptime
 from tracker import DELAYED, FAIL, FAILED, NEW, OK, SKIP, TaskAction, TaskFilter
 
 DEFAULT_TIME = 100  # seconds; the max_assign_time of tasks that have none of their own
@@ -363,7 +363,7 @@ class LifeCycles(RuleBasedStateMachine):
         defaults |= {"pause_after_failures": MOST_FAILURES, "max_extension": 200}
         self.settings = tracker.Settings(session_lifetime=1e9, **defaults)
         self.connection = self.connect()
-        upgrade_schema(Path("memory"), self.connection)
+        empty_tracker().backup(self.connection)
         self.write(load_uptime)
         self.model, self.operations, self.recipes = Model(), [], 0
         self.ids: dict[int, int] = {}  # number of a task: its id

@@ -519,7 +519,7 @@ FOLDED = re.compile(
 @pytest.mark.parametrize("name", STATEMENTS)
 def test_a_plain_task_costs_no_statement_more_than_before_there_were_jobs(name: str) -> None:
     bench = Bench()
-    function, args = OPERATIONS[name](bench.do(furnish))
+    function, args = OPERATIONS[name](bench.furnish())
     statements = [sql for sql, _ in bench.plans(function, *args) if not FOLDED.match(sql)]
     assert len(statements) == STATEMENTS[name]
     assert not any(re.search(r"(FROM|JOIN|INTO|UPDATE) (job|job_line|template)\b", sql) for sql in statements)
@@ -544,7 +544,7 @@ def test_showing_who_holds_tasks_takes_as_many_steps_when_they_hold_thousands(na
     taken = []
     for count in (200, 4000):
         bench = Bench()
-        place = bench.do(furnish)
+        place = bench.furnish()
         with bench.transaction() as tx:
             add_tasks(tx, place.first, count, 0, f"assignee = {place.other.id}, assign_time = 1, assigned_uptime = 0")
             tracker.recount(tx)
@@ -567,7 +567,7 @@ def test_a_search_ends_in_time_when_every_task_is_of_another_priority_and_assign
     taken = []
     for count in (SHORT, LONG):
         bench = Bench()
-        place = bench.do(furnish)
+        place = bench.furnish()
         with bench.transaction() as tx:
             add_tasks(tx, place.second, count, 0, changes[state])
         wanted = TaskFilter(state, "no such recipe")
@@ -580,7 +580,7 @@ def test_a_step_of_an_operation_costs_the_same_however_many_tasks_were_submitted
     taken = []
     for count in (SHORT, LONG):
         bench = Bench()
-        place = bench.do(furnish)
+        place = bench.furnish()
         with bench.transaction() as tx:
             for change in ("", "status = 2", f"assignee = {place.other.id}, assign_time = 1, assigned_uptime = 0"):
                 add_tasks(tx, place.first, count, 1, change)
