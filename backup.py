@@ -107,10 +107,12 @@ def back_up(settings: Settings, target: Path, version: str, say: Say, keep: int 
     """
     source = Path(settings.database).resolve()
     target = target.absolute()
-    if not source.is_file():
-        raise refusal(source, "there is no such database")
-    if not target.parent.is_dir() or target.is_dir():
-        raise refusal(target, "it names a file, in a folder that is there")
+    with refusals(source):
+        if not source.is_file():
+            raise refusal(source, "there is no such database")
+    with refusals(target):
+        if not target.parent.is_dir() or target.is_dir():
+            raise refusal(target, "it names a file, in a folder that is there")
     with refusals(target), alone(target):
         made = Clock().time()
         final = stamped(target, made) if keep else target
@@ -370,13 +372,11 @@ def restore(settings: Settings, backup: Path, say: Say, force: bool = False) -> 
 
 def check_backup(backup: Path) -> None:
     """Refuses what cannot be one, before anything is made of it."""
-    if not backup.is_file():
-        raise refusal(backup, "there is no such backup")
-    with (
-        refusals(backup),
-        contextlib.closing(sqlite3.connect(f"{backup.as_uri()}?mode=ro&immutable=1", uri=True)) as connection,
-    ):
-        check_owner(connection, backup)
+    with refusals(backup):
+        if not backup.is_file():
+            raise refusal(backup, "there is no such backup")
+        with contextlib.closing(sqlite3.connect(f"{backup.as_uri()}?mode=ro&immutable=1", uri=True)) as connection:
+            check_owner(connection, backup)
 
 
 def remove(path: Path) -> None:

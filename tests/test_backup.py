@@ -205,6 +205,8 @@ def test_what_cannot_be_backed_up_is_said_in_a_line(filled: Path, tmp_path: Path
     refused("no such database", back_up, tmp_path / "nothing.db", tmp_path / "copy.db")
     assert not (tmp_path / "nothing.db").exists()
     refused("in a folder that is there", back_up, filled, tmp_path / "nowhere" / "copy.db")
+    refused("name too long", back_up, filled, tmp_path / ("x" * 300))
+    refused("name too long", backup.restore, settings_of(tmp_path / "new.db"), tmp_path / ("x" * 300), silently)
     other = tmp_path / "other.db"
     with contextlib.closing(sqlite3.connect(other)) as connection:
         connection.execute("CREATE TABLE x (y)")
