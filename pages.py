@@ -1612,9 +1612,9 @@ def remove_template(tx: Tx, caller: Caller, template: sqlite3.Row) -> int:
 
 @tracker.needs(EDIT, tracker.TEMPLATE)
 def run_template(tx: Tx, caller: Caller, template: sqlite3.Row, texts: dict[str, str]) -> str:
-    """Makes a job of a template, and returns its token. What is left empty is not given.
+    """Makes a job of a template, and returns the path of its page; of the template's for who may not read jobs.
 
-    But a variable that has a value in the template is given as it was typed, also as an empty text.
+    What is left empty is not given. But a variable that has a value in the template is given as it was typed, also as an empty text.
     """
     variables = typed_pairs(texts.get("more", ""), "more")
     for variable in tracker.declared_variables(template):
@@ -1627,7 +1627,8 @@ def run_template(tx: Tx, caller: Caller, template: sqlite3.Row, texts: dict[str,
         for name, one in free.items()
         if name in texts
     ]
-    return tracker.make_job(tx, template, variables, arguments, "page", **caller.by)["token"]
+    job = tracker.make_job(tx, template, variables, arguments, "page", **caller.by)
+    return f"/ui/jobs/{job['token']}" if caller.role(job["project"]) & READ else f"/ui/templates/{template['id']}"
 
 
 @tracker.needs(EDIT, tracker.JOB)
@@ -2293,7 +2294,7 @@ PAGES = [
     Page(ONE_PROJECT + "/templates/new", "template_edit.html", new_template_values),
     Action("", create_template_by_form, shows=show_secret),
     Page(ONE_TEMPLATE, "template.html", template_page),
-    Action("/run", run_template, Visit.texts, "/ui/jobs/{result}", "The job is made."),
+    Action("/run", run_template, Visit.texts, "{result}", "The job is made."),
     Action("/rotate_secret", tracker.rotate_template_secret, shows=show_secret, asks=(QUESTION, about_new_secret)),
     Action(
         "/delete",
