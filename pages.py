@@ -1614,7 +1614,8 @@ def remove_template(tx: Tx, caller: Caller, template: sqlite3.Row) -> int:
 def run_template(tx: Tx, caller: Caller, template: sqlite3.Row, texts: dict[str, str]) -> str:
     """Makes a job of a template, and returns the path of its page; of the template's for who may not read jobs.
 
-    What is left empty is not given. But a variable that has a value in the template is given as it was typed, also as an empty text.
+    What is left empty is not given. But a variable that has a value in the template is given as it was typed, also as
+    an empty text.
     """
     variables = typed_pairs(texts.get("more", ""), "more")
     for variable in tracker.declared_variables(template):
