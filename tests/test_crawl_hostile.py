@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import http
 import itertools
 import json
@@ -149,7 +150,7 @@ DRIPPING = {
 
 @pytest.mark.parametrize("drip", DRIPPING.values(), ids=DRIPPING)
 def test_a_page_that_drips_has_failed_by_its_timeout(drip: list[Any], tmp_path: Path) -> None:
-    found = fetch({"/a": drip}, tmp_path)
+    found = fetch({"/a": drip}, tmp_path, timeout=0.4)
     assert (found.outcome, found.error) == ("failed", "ReadTimeout the page takes longer than 0.4 s")
 
 
@@ -157,18 +158,23 @@ def test_what_takes_long_to_read_but_came_in_time_is_read(tmp_path: Path, monkey
     read = crawl.find_links
 
     def read_slowly(*given: Any) -> list[str]:
-        time.sleep(0.6)
+        time.sleep(1.2)
         return read(*given)
 
     monkeypatch.setattr(crawl, "find_links", read_slowly)
-    with serving({"/a": page("<a href=b>" * 10**5)}) as site, working(site, tmp_path, max_body=1000) as worker:
+    with (
+        serving({"/a": page("<a href=b>" * 10**5)}) as site,
+        working(site, tmp_path, timeout=1, max_body=1000) as worker,
+    ):
         found = worker.fetch(f"{site.url}a", "")
     assert (found.outcome, found.truncated, found.links) == ("ok", True, [f"{site.url}b"])
 
 
 def test_a_worker_goes_on_after_a_page_that_drips(tmp_path: Path) -> None:
-    with serving({"/a": DRIPPING["headers"], "/b": page("<a href=c>")}) as site, working(site, tmp_path) as worker:
+    answers = {"/a": DRIPPING["headers"], "/b": page("<a href=c>")}
+    with serving(answers) as site, working(site, tmp_path, timeout=0.4) as worker:
         assert give(worker, f"{site.url}a")["result"] == library.FAILED
+        worker.crawl = dataclasses.replace(worker.crawl, timeout=30)
         assert worker.fetch(f"{site.url}b", "").links == [f"{site.url}c"]
 
 
