@@ -17,15 +17,17 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta
 
 import budgets
+import shapes
 import webhooks
+from callers import EDIT, Caller, needs
 from counts import COUNTED
-from errors import TrackerError
+from errors import TrackerError, given_fields, shaped
 from meter import Meter
 from pauses import paused_workers
 from writer import Tx
@@ -42,8 +44,6 @@ ASKING_INTERVAL = 60  # seconds from one notice of those who ask for access to t
 TEST_INTERVAL = 5.0  # seconds from one test to the next
 MOST_NAMES = 5  # of workers in one notice
 
-Event = Literal["finished", "failing", "stalled", "worker_paused", "access_requested"]
-Kind = Literal["json", "slack", "discord", "ntfy", "command"]
 EVENTS: dict[str, str] = {
     "finished": "nothing is left to do",
     "failing": "many of the last 100 attempts have failed",
@@ -58,7 +58,7 @@ class HookBody(msgspec.Struct):
     """Where a project's notices go, of what kind they are, and which there are."""
 
     url: Annotated[str, Meta(max_length=webhooks.MAX_URL)] = ""
-    kind: Kind = "json"
+    kind: shapes.NoticeKind = "json"
     finished: bool = False
     failing: bool = False
     stalled: bool = False
@@ -130,6 +130,26 @@ def set_hook(tx: Tx, project: int, body: HookBody) -> None:
         (*values, old["known"] if old else ""),
     )
     tx.execute("UPDATE notice SET next_uptime = 0 WHERE project = ?", (project,))  # it may lead somewhere now
+
+
+@needs(EDIT)
+def get_notices(tx: Tx, caller: Caller, project: sqlite3.Row) -> shapes.Notices:
+    """Where the project's notices go, and which there are."""
+    hook = find_hook(tx, project["id"])
+    return shaped(shapes.Notices, hook, events=hook["events"].split()) if hook else shapes.Notices()
+
+
+@needs(EDIT, acts=True)
+def set_notices(tx: Tx, caller: Caller, project: sqlite3.Row, body: shapes.NoticesBody) -> None:
+    """Sets where the project's notices go, and which there are. Fields that are absent stay as they are.
+
+    With an empty URL there are none any more, and those that wait are forgotten.
+    """
+    now = msgspec.structs.replace(get_notices(tx, caller, project), **given_fields(body))
+    if not now.url and body.url is UNSET and now.kind != "command":
+        raise TrackerError("invalid", "is required: notices go nowhere yet", "url")
+    bounds = {name: getattr(now, name) for name in ("failing_share", "stalled_minutes")}
+    set_hook(tx, project["id"], HookBody(now.url, now.kind, **dict.fromkeys(now.events, True), **bounds))
 
 
 class Condition(NamedTuple):

@@ -154,6 +154,14 @@ NOTES: dict[str, Note] = {
         body={"name": "second", "public": True, "priority": 5, "assign_rate": 10},
     ),
     "POST /project/trust/{project}": Note("Projects"),
+    "GET /project/notices/{project}": Note("Projects", path={"project": 2}),
+    "POST /project/notices/{project}": Note(
+        "Projects",
+        {403: "No EDIT role in the project, or `kind` is `command` in one that no tracker admin trusts."},
+        path={"project": 2},
+        body={"url": "https://ntfy.example.org/crawls", "kind": "ntfy", "events": ["finished", "failing"]},
+    ),
+    "POST /project/set_all_paused": Note("Projects", body={"paused": False}, example={"projects": 0}),
     "POST /project/update/{project}": Note(
         "Projects",
         {
@@ -313,6 +321,10 @@ NOTES: dict[str, Note] = {
         {403: "The signature is missing, or does not match the webhook secret."},
         body=PUSH,
         headers=SIGNATURE_HEADERS,
+    ),
+    "GET /project/paused_workers/{project}": Note("Monitoring"),
+    "POST /project/resume_worker/{project}/{worker}": Note(
+        "Maintenance", {404: "or there is no such worker."}, path={"worker": 2}
     ),
     "POST /worker/delete/{worker}": Note(
         "Maintenance", {404: "There is no such worker.", 409: "It is an agent of another system."}, path={"worker": 2}

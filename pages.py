@@ -59,6 +59,7 @@ import notices
 import openapi
 import packing
 import pauses
+import projects
 import shapes
 import tracker
 import workers
@@ -197,16 +198,43 @@ def charts_version(tx: Tx, project: int, span: str) -> str:
     return f"{span}-{tx.time // YOUNG_STEP if young else last}"
 
 
+# When who holds a task is free: a job ends at its own limit of time, and may give signs of life until then; the lease
+# of a plain task can be extended.
+ENDS = "iif(task.job IS NULL, task.deadline_uptime, task.assigned_uptime + task.max_assign_time)"
+
+
 def holders(tx: Tx, project: int) -> list[sqlite3.Row]:
-    """Who holds the most tasks of the project now, and since when the oldest of them (of a hundred, if it has more)."""
+    """Who holds the most tasks of the project now, since when the oldest of them, and in how many seconds all end.
+
+    Of a hundred, if a worker has more. `plain`: whether a lease among them can be extended.
+    """
+    held = (
+        f"SELECT {{}} FROM (SELECT assign_time, job, {ENDS} AS ends FROM task"
+        " WHERE project = t.project AND assignee = t.worker AND assignee IS NOT NULL ORDER BY id LIMIT 100)"
+    )
+    since, ends, plain = (held.format(f"MAX({one})") for one in ("-assign_time", "ends", "job IS NULL"))
     return tx.all(
-        "SELECT w.id, w.alias, t.held_task_count, (SELECT MIN(assign_time) FROM (SELECT assign_time FROM task"
-        " WHERE project = t.project AND assignee = t.worker AND assignee IS NOT NULL ORDER BY id LIMIT 100)) AS since"
+        f"SELECT w.id, w.alias, t.held_task_count, -({since}) AS since, ({ends}) - ? AS left, ({plain}) AS plain"
         " FROM (SELECT * FROM tally WHERE project = ? AND held_task_count > 0"
         " ORDER BY held_task_count DESC, worker LIMIT 10) t JOIN worker w ON w.id = t.worker"
         " ORDER BY t.held_task_count DESC, w.id",
-        (project,),
+        (tx.uptime, project),
     )
+
+
+HELD = f"""
+    SELECT task.id, task.job, task.project, task.assign_time, {ENDS} - :uptime AS left, task.job IS NULL AS plain,
+        j.token, j.name, p.name AS project_name
+    FROM tally y JOIN task ON task.project = y.project AND task.assignee = y.worker AND task.assignee IS NOT NULL
+    JOIN project p ON p.id = task.project LEFT JOIN job j ON j.id = task.job
+    WHERE y.worker = :worker AND y.held_task_count > 0 ORDER BY y.project, task.id LIMIT :most
+"""
+
+
+def held_by(tx: Tx, worker: int | None, most: int = 1) -> list[sqlite3.Row]:
+    """The first tasks that a worker holds, with the seconds after which each ends."""
+    values = {"worker": worker, "uptime": tx.uptime, "most": most}
+    return tx.all(HELD, values) if worker is not None else []
 
 
 LAST_DAY = "t.last_day_task_count + t.closed_task_count - t.rolled_task_count"
@@ -792,6 +820,7 @@ def overview(tx: Tx, caller: Caller, query: OverviewQuery) -> dict[str, Any]:
         "totals": tx.one(totals, values),
         "archived_count": tx.one(f"SELECT COUNT(*) {listed}", values)[0],
         "requests": waiting_requests(tx, caller) if caller.manager else [],
+        "all_at_once": projects.pausable(tx, caller),
     }
 
 
@@ -1059,9 +1088,52 @@ def paused_in_words(result: None, body: shapes.PausedBody | shapes.PauseBody) ->
     return "Paused: nothing more is assigned." if body.paused else "Resumed."
 
 
-def question(text: str, consequence: str, button: str, then: str, cancel: str = "") -> dict[str, Any]:
-    """What the page of a question shows (question.html), and where its answer leads: to `then`, or if it is no back."""
-    return {"question": text, "consequence": consequence, "button": button, "then": then, "cancel": cancel or then}
+def question(
+    text: str, consequence: str, button: str, then: str, cancel: str = "", kept: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """What the page of a question shows (question.html), and where its answer leads: to `then`, or if it is no back.
+
+    `kept`: the fields of the form that has asked, which are sent again with the answer.
+    """
+    kept = {"confirmed": "yes", "back": then, **(kept or {})}
+    return {"question": text, "consequence": consequence, "button": button, "kept": kept, "cancel": cancel or then}
+
+
+def in_short(names: list[str], count: int) -> str:
+    """The first ones of so many names, and how many more there are."""
+    return ", ".join(names) + (f" and {count - len(names):,} more" if count > len(names) else "")
+
+
+async def pause_all(visit: Visit) -> Response:
+    """POST /ui/projects/pause: all projects are paused, or those go on that were. Asks first."""
+    body = visit.form_as(shapes.PausedBody)
+    if visit.field("confirmed") != "yes":
+        values = await visit.read(tracker.needs(LOGIN)(about_all), body.paused)
+        return await visit.render(QUESTION, values)
+    count = await projects.set_paused(visit.tracker, visit.session(), body)
+    said = ("1 project is" if count == 1 else f"{count:,} projects are") + (" paused." if body.paused else " resumed.")
+    return visit.see("/ui/", said)
+
+
+def about_all(tx: Tx, caller: Caller, paused: bool) -> dict[str, Any]:
+    """The question before all projects are paused, or go on: which ones those are."""
+    count, names = projects.find_all(tx, caller, paused)
+    which, listed = "the one project" if count == 1 else f"all {count:,} projects", in_short(names, count)
+    if paused:
+        text, says = (
+            f"Pause {which}?",
+            "Nothing more is assigned from {}. Workers may release what they hold, and submit.",
+        )
+    else:
+        text = (
+            f"Resume {which} that were paused together?"
+            if count != 1
+            else "Resume the project that was paused with all?"
+        )
+        says = "Tasks are assigned again from {}. What was paused by itself stays so."
+    button = "Pause all" if paused else "Resume all"
+    kept = {"paused": "true" if paused else "false"}
+    return question(text, says.format(listed or "none"), button, "/ui/", kept=kept)
 
 
 @tracker.needs(MAINTENANCE)
@@ -1774,7 +1846,14 @@ def job_page(tx: Tx, caller: Caller, job: sqlite3.Row, query: JobQuery) -> dict[
         "steps": visible_steps(tx, caller, job["id"]),
         "job_links": links(tx, job=job),
         "waits_for": job_waits_for(tx, job),
+        "left": lease_left(tx, job),
     }
+
+
+def lease_left(tx: Tx, job: sqlite3.Row) -> float | None:
+    """The seconds after which a job ends at the latest. None: nobody holds it."""
+    row = tx.one(f"SELECT {ENDS} - ? AS left FROM task WHERE id = ? AND assignee IS NOT NULL", (tx.uptime, job["task"]))
+    return row and row["left"]
 
 
 SEEN = """
@@ -1870,7 +1949,8 @@ def worker_page(tx: Tx, caller: Caller, worker: int) -> dict[str, Any]:
     if row is None:
         raise TrackerError("not_found", f"No worker {worker}")
     projects = tx.all(
-        "SELECT p.id, p.name, p.public, a.role_assign, a.role_submit, a.request, t.held_task_count,"
+        f"SELECT p.id, p.name, p.public, {may(READ)} AS readable, a.role_assign, a.role_submit, a.request,"
+        " t.held_task_count,"
         " t.pause_uptime IS NOT NULL AND t.failures_in_row >= :most AS is_paused, t.failures_in_row,"
         f" t.closed_task_count, {LAST_DAY} AS day, t.runtime_min, t.runtime_max,"
         " t.runtime_total / nullif(t.closed_task_count, 0) AS runtime_avg FROM project p"
@@ -1882,7 +1962,8 @@ def worker_page(tx: Tx, caller: Caller, worker: int) -> dict[str, Any]:
     values = {"worker": worker, **caller.as_values, "public": tx.settings.public_logs}
     now, match = tracker.SEARCH_TIME, READABLE_LINES
     logs, _ = tracker.search(tx, "log_entry", "worker = :worker", match, values, INT64_MAX, 20, now, newest=True)
-    return {"worker": {**row, **worker_pace(tx, caller, worker)}, "projects": projects, "logs": logs}
+    held = [one for one in held_by(tx, worker, 20) if caller.role(one["project"]) & READ]
+    return {"worker": {**row, **worker_pace(tx, caller, worker)}, "projects": projects, "held": held, "logs": logs}
 
 
 @of_project(MANAGE_ACCESS)
@@ -1913,35 +1994,74 @@ ACCESS_MATCHES = "(w.alias LIKE :text ESCAPE '\\' OR a.source LIKE :text ESCAPE 
 
 
 class Answer(msgspec.Struct):
-    """What a manager answers requests for access: the selected, or all with `text` in the alias or the address."""
+    """What a manager answers requests for access: the selected, or all with `text` in the alias or the address.
+
+    `until`: the time of the last one that the question about all was about: others may have come in since.
+    """
 
     answer: Literal["accept", "reject"]
     which: Literal["selected", "all"] = "selected"
     text: Annotated[str, Meta(max_length=200)] = ""
+    until: Annotated[int, Meta(ge=0, le=INT64_MAX)] = INT64_MAX
+
+
+ANSWERED = f"""
+    FROM worker_access a JOIN worker w ON w.id = a.worker WHERE a.project = :project AND a.request
+        AND iif(:all, a.requested <= :until AND {ACCESS_MATCHES}, a.worker IN (SELECT value FROM json_each(:workers)))
+"""
+
+
+def answered_values(project: sqlite3.Row, body: Answer, workers: list[int]) -> dict[str, Any]:
+    """The values of ANSWERED."""
+    values = {"project": project["id"], "all": body.which == "all", "workers": encode(workers).decode()}
+    return {**values, "text": like(body.text), "number": body.text.strip(), "until": body.until}
 
 
 @tracker.needs(MANAGE_ACCESS, acts=True)
 def answer_requests(tx: Tx, caller: Caller, project: sqlite3.Row, body: Answer, workers: list[int]) -> int:
     """Answers those of the requests that still wait. How many those were."""
     change = "UPDATE worker_access SET request = 0" if body.answer == "accept" else "DELETE FROM worker_access"
-    which = "worker IN (SELECT value FROM json_each(:workers))"
-    if body.which == "all":
-        which = f"worker IN (SELECT a.worker FROM worker_access a JOIN worker w ON w.id = a.worker WHERE {MATCHING})"
-    values = {"project": project["id"], "workers": encode(workers).decode()}
-    values |= {"text": like(body.text), "number": body.text.strip()}
-    return tx.execute(f"{change} WHERE project = :project AND request AND {which}", values).rowcount
+    sql = f"{change} WHERE project = :project AND worker IN (SELECT a.worker {ANSWERED})"
+    return tx.execute(sql, answered_values(project, body, workers)).rowcount
 
 
-MATCHING = f"a.project = :project AND a.request AND {ACCESS_MATCHES}"
+@tracker.needs(MANAGE_ACCESS)
+def about_requests(tx: Tx, caller: Caller, project: sqlite3.Row, body: Answer, workers: list[int]) -> dict[str, Any]:
+    """The question before many requests are answered: of how many workers, and what that gives them."""
+    values = answered_values(project, body, workers)
+    sums = "COUNT(*), ifnull(MAX(requested), 0), SUM(role_assign), SUM(role_submit)"
+    count, until, assign, submit = tx.one(f"SELECT {sums} {ANSWERED}", values)
+    names = tx.all(f"SELECT w.alias {ANSWERED} ORDER BY a.worker LIMIT 10", values)
+    listed = in_short([row["alias"][:50] for row in names], count)
+    if not count:
+        says = "None of them waits for an answer any more."
+    elif body.answer == "accept":
+        says = f"Tasks are assigned to {assign:,} of them, and {submit:,} may submit: {listed}."
+    else:
+        says = f"They may ask again: {listed}."
+    requests = "the one request" if count == 1 else f"{count:,} requests"
+    then = f"/ui/projects/{project['id']}/access"
+    kept = {"answer": body.answer, "which": body.which, "text": body.text, "worker": workers, "until": until}
+    return question(
+        f"{body.answer.capitalize()} {requests}?", says, f"{body.answer.capitalize()} them", then, kept=kept
+    )
 
 
 async def answer_on_list(visit: Visit) -> Response:
-    """POST …/access/answer: accepts or rejects the selected requests, or all that match what was searched for."""
+    """POST …/access/answer: accepts or rejects the selected requests, or all that match what was searched for.
+
+    Asks first. Who has asked for access meanwhile is not among all that match.
+    """
     project, body = visit.path_id("project"), visit.form_as(Answer)
     workers = [] if body.which == "all" else selected(visit, "worker", "request")
+    to = visit.back(f"/ui/projects/{project}/access")
+    if visit.field("confirmed") != "yes":
+        values = await visit.read(about_requests, project, body, workers)
+        values["kept"]["back"] = values["cancel"] = to
+        return await visit.render(QUESTION, values)
     count = await visit.write(answer_requests, project, body, workers)
     said = f"{count:,} {'request is' if count == 1 else 'requests are'} {body.answer}ed."
-    return visit.see(visit.back(f"/ui/projects/{project}/access"), said)
+    return visit.see(to, said)
 
 
 # ── Logs ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -2127,11 +2247,12 @@ PAGES = [
     ),
     Page("/ui/projects/import", "project_import.html", tracker.needs(LOGIN)(nothing_more)),
     Action("", moving.import_by_form, again=True),
+    Action("/ui/projects/pause", pause_all),
     Page(ONE_PROJECT, "project.html", project_page),
     Action("/pause", tracker.pause_project, says=paused_in_words, again=False),
     Action("/rate", set_rate, RateForm, says="The rate is set.", again=False),
     Action("/reset/{kind}", reset_project, again="confirm"),
-    Action("/resume/{worker}", tracker.resume_worker, says="The worker gets tasks of this project again."),
+    Action("/resume/{worker}", workers.resume_worker, says="The worker gets tasks of this project again."),
     Action("/trust", tracker.trust_project, says="The project is trusted now."),
     Page(ONE_PROJECT + "/crowd", crowd_page),
     Page(ONE_PROJECT + "/edit", "project_edit.html", edit_values),

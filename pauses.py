@@ -78,7 +78,7 @@ def forget_pauses(tx: Any) -> None:
 def paused_workers(tx: Any, project: int) -> list[sqlite3.Row]:
     """Who is paused in a project: alias, failures in a row, and until when; at most a hundred."""
     return tx.all(
-        "SELECT w.id, w.alias, t.failures_in_row, t.pause_uptime - ? AS left FROM tally t"
+        "SELECT w.id, w.alias, t.failures_in_row, max(0, t.pause_uptime - ?) AS left FROM tally t"
         " JOIN worker w ON w.id = t.worker"
         " WHERE t.project = ? AND t.pause_uptime IS NOT NULL AND t.failures_in_row >= ? ORDER BY t.worker LIMIT 100",
         (tx.uptime, project, tx.settings.pause_after_failures or NEVER),

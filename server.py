@@ -197,16 +197,21 @@ class Unpacked:
         return piece
 
 
-MOST_BODIES = 2**28  # bytes of bodies that are held while they arrive, of all together
-ARRIVING = Shares(MOST_BODIES)
-MOST_SPOOLED = 2**30  # bytes of bodies that are in temporary files, of all together
-SPOOLED = Shares(MOST_SPOOLED)
+# Of the process, which has one memory and one disk, however many trackers it serves.
+MIB = 2**20
+ARRIVING = Shares(256 * MIB)  # bytes of bodies that are held in memory while they arrive, of all together
+SPOOLED = Shares(1024 * MIB)  # bytes of bodies that are in temporary files
+
+
+def bound_bodies(settings: Any) -> None:
+    """From now on bodies hold so much at the most, as these settings of a tracker say."""
+    ARRIVING.most, SPOOLED.most = settings.max_arriving * MIB, settings.max_spooled * MIB
 
 
 def hold_file(holding: Holding, size: int) -> None:
     """A file has so much. Refuses (unavailable) who holds most, by address, when all of them together are too much."""
     if not SPOOLED.hold(holding, size) and (holding.lost or SPOOLED.used > size):
-        raise too_much(MOST_SPOOLED)
+        raise too_much("max_spooled", SPOOLED)
 
 
 SPOOL_BYTES = 2**18  # of a long body that are held in memory, and that must come within request_timeout
@@ -304,7 +309,7 @@ class Incoming:
         if self.arriving is None:
             self.arriving = Holding(self.source, self.wake)
         if not ARRIVING.hold(self.arriving, size) and ARRIVING.used > size:  # one alone is as large as it may be
-            raise too_much()
+            raise too_much("max_arriving", ARRIVING)
 
     def let_go(self) -> None:
         """Nothing is held any more."""
@@ -322,7 +327,7 @@ class Incoming:
         """The body as a file, which is gone afterwards. 413 as soon as it exceeds the limit (in KiB).
 
         However long it is, it may take its time as long as blocks keep coming: nobody holds it in memory. 503 for what
-        is beyond MOST_SPOOLED of all such files, unless it is the only one.
+        is beyond `max_spooled` of all such files, unless it is the only one.
         """
         self.refuse_longer(limit)
         block, size, more = bytearray(), 0, True
@@ -359,7 +364,7 @@ class Incoming:
         """What follows `size` bytes of the body, and whether more does. 413 beyond the limit (KiB), 408 at its loss."""
         message = await self.receive()
         if self.arriving and self.arriving.lost:
-            raise too_much()
+            raise too_much("max_arriving", ARRIVING)
         if message["type"] == "http.disconnect":
             raise TrackerError("timeout", "did not arrive", "body")
         if size + len(message["body"]) > 1024 * limit:
@@ -405,9 +410,9 @@ class Incoming:
             pass
 
 
-def too_much(most: int = MOST_BODIES) -> TrackerError:
+def too_much(setting: str, shares: Shares) -> TrackerError:
     """The refusal of a body that is held no longer, as others need the room."""
-    problem = f"More than {most // 2**20} MiB are being sent at once: please try again"
+    problem = f"More than {shares.most // MIB} MiB are being sent at once ({setting}): please try again"
     return TrackerError("unavailable", problem, delay=1.0)
 
 
@@ -444,7 +449,8 @@ class Server(uvicorn.Server):
         crowd = self.config.crowd
         return {
             "max_connections": crowd.gauge,
-            "requests that arrive": lambda: ARRIVING.gauge(in_bytes=True),
+            "max_arriving": lambda: ARRIVING.gauge(in_bytes=True),
+            "max_spooled": lambda: SPOOLED.gauge(in_bytes=True),
             "requests to be read": lambda: crowd.unread.gauge(in_bytes=True),
             "answers to be taken in": crowd.unsent_gauge,
         }
@@ -530,6 +536,7 @@ class Server(uvicorn.Server):
 
 def uvicorn_config(app: Any, settings: Any) -> uvicorn.Config:
     """How uvicorn runs the tracker (and the benchmark's baseline), with these of the tracker's settings."""
+    bound_bodies(settings)
     config = uvicorn.Config(
         app,
         host=next(iter(settings.hosts), ""),

@@ -275,6 +275,14 @@ class Settings(shapes.Shape, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         "How many connections there may be, or as many as the system lets files be open. Beyond, the one makes room"
         " that has been idle longest, first of an address that has more than a quarter of all.",
     ] = 10_000
+    max_arriving: Annotated[
+        shapes.Count,
+        "Memory for requests that have not arrived in whole, unpacked, in MiB, of the whole process. Beyond, those of"
+        " the address that holds most are refused (503), but one alone may be as large as its call allows.",
+    ] = 256
+    max_spooled: Annotated[
+        shapes.Count, "The same of uploads that are in temporary files (in TMPDIR) until they are stored, in MiB."
+    ] = 1024
     shutdown_timeout: Annotated[
         shapes.Seconds, "Requests in flight have this long to finish when the tracker stops."
     ] = 10

@@ -221,7 +221,7 @@ ProjectBody = changes(
 
 
 class PausedBody(Shape):
-    paused: bool
+    paused: Annotated[bool, "Whether nothing is assigned from now on."]
 
 
 class ArchivedBody(Shape):
@@ -238,6 +238,41 @@ class SecretBody(Shape):
 
 class WebhookSecretBody(Shape):
     webhook_secret: Annotated[ShortText, "The key, as it was given to the git host. Empty: no push event matches."] = ""
+
+
+NoticeEvent = Literal["finished", "failing", "stalled", "worker_paused", "access_requested"]
+NoticeKind = Literal["json", "slack", "discord", "ntfy", "command"]
+
+
+class Notices(Shape, kw_only=True):
+    """Where the notices of a project go, and what is told."""
+
+    url: Annotated[str, "Where they are posted; empty: nowhere.", "https://ntfy.example.org/crawls"] = ""
+    kind: Annotated[NoticeKind, "What is there. `command` is the tracker's own, which needs no URL.", "ntfy"] = "json"
+    events: Annotated[
+        list[NoticeEvent],
+        "What is told: nothing is left to do; many of the last 100 attempts have failed; tasks wait, and none is"
+        " closed; a worker that keeps failing is paused; a worker asks for access.",
+        ["finished", "failing"],
+        Meta(max_length=20),
+    ] = []
+    failing_share: Annotated[
+        int, "Percent of the last attempts from which on `failing` is told.", 50, Meta(ge=1, le=100)
+    ] = 50
+    stalled_minutes: Annotated[
+        int, "Minutes without a closed task after which `stalled` is told.", 30, Meta(ge=1, le=100_000)
+    ] = 30
+    sent: Annotated[int | None, "When one was taken last, in unix seconds.", None] = None
+    problem: Annotated[str, "Why the last one was not taken; empty: it was.", ""] = ""
+    waiting: Annotated[int, "How many wait to be taken.", 0] = 0
+
+
+NoticesBody = changes(
+    Notices,
+    "NoticesBody",
+    "Where the notices of a project go. Fields that are absent stay as they are.",
+    without=("sent", "problem", "waiting"),
+)
 
 
 class Snapshot(Shape):
@@ -258,6 +293,15 @@ class LastSnapshots(Shape):
 class SnapshotsBetween(Shape, rename={"start": "from", "end": "to"}):
     start: Annotated[Int64, "The first moment, in unix seconds."]
     end: Annotated[Int64, "The last moment, in unix seconds."]
+
+
+class PausedWorker(Shape):
+    """A worker that has failed one task after the other in a project, and gets none there until its pause ends."""
+
+    id: Annotated[int, "The worker's number.", 2]
+    alias: Annotated[str, "What it calls itself.", "my laptop"]
+    failures_in_row: Annotated[int, "How many tasks it has failed since it closed one.", 25]
+    left: Annotated[float, "Seconds until it gets one task on trial; 0: it may have that now.", 413.5]
 
 
 class Assignee(Shape):

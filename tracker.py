@@ -23,7 +23,7 @@ logs (that workers write), logfile, names (that people choose), waiting (workers
 (the API's document), acts (what managers did), packing (gzip), notices and webhooks (what others are told), schema.sql;
 on top of it, and imported when somebody needs them: pages (the manager UI), metrics (for monitors), dialects/ (other
 systems' APIs), commands (the command line) with notify (what the service manager is told) and backup, deletion and
-moving (of a project).
+moving (of a project), projects (all at once), workers (renamed and deleted).
 Sections, in the order in which they depend on each other (search for "# ── "):
 
     Ids, secrets and searches · Dialects · Workers · Projects and access · Managers ·
@@ -603,13 +603,6 @@ def checked_fields(tx: Tx, caller: Caller, old: sqlite3.Row | None, body: shapes
     if fields["chain"] != before["chain"]:
         check_chain(tx, caller, old["id"] if old else None, fields["chain"])
     return fields
-
-
-@needs(MAINTENANCE, acts=True)
-def resume_worker(tx: Tx, caller: Caller, project: sqlite3.Row, worker: int) -> None:
-    """Ends the pause of a worker that has failed one task after the other in the project."""
-    if pauses.end_pause(tx, project["id"], worker):
-        tx.ready.append((project["id"], 1))  # if it waits
 
 
 def check_chain(tx: Tx, caller: Caller, project: int | None, target: int | None) -> None:
@@ -5373,6 +5366,8 @@ API: list[Native] = [
     Native("POST", "/git/receivehook", git_receive),
     Native("POST", "/logs", list_logs, "logs", reads=True),
     Native("GET", "/logs", query_logs, "logs"),
+    Native("GET", "/project/notices/{project}", notices.get_notices, "notices"),
+    Native("POST", "/project/notices/{project}", notices.set_notices),
     Native("GET", "/project/acts/{project}", list_acts, "acts"),
     Native("GET", "/acts", list_all_acts, "acts"),
     Native("POST", "/register", register),
@@ -5391,7 +5386,7 @@ API: list[Native] = [
 
 
 sys.modules.setdefault("tracker", sys.modules[__name__])  # the one copy, also when it is run as a program
-for _module in "moving", "workers":  # they have calls, and rest on this one
+for _module in "moving", "workers", "projects":  # they have calls, and rest on this one
     importlib.import_module(_module)
 
 

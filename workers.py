@@ -1,4 +1,4 @@
-"""What an admin does to workers: a new name, and the end of one.
+"""What managers do to workers: an admin's new name for one, and its end; the end of a pause in a project.
 
     begin_removal (its secret opens nothing any more) ─► put_back, some tasks at a time ─► remove_worker: the row goes
 
@@ -14,7 +14,7 @@ from typing import Any
 import pauses
 import shapes
 import tracker
-from callers import ADMIN, Caller, needs
+from callers import ADMIN, MAINTENANCE, SEES, Caller, needs
 from errors import TrackerError
 from tracker import Call, Native, Reply, takes
 from writer import Tx
@@ -101,7 +101,24 @@ async def delete_by_form(visit: Any) -> Any:
     return visit.see("/ui/workers", "The worker is deleted. What it held waits for others.")
 
 
+@needs(SEES)
+def list_paused_workers(tx: Tx, caller: Caller, project: sqlite3.Row) -> list[shapes.PausedWorker]:
+    """Who has failed one task after the other in a project, and gets none there for now: a hundred of them at most."""
+    return [tracker.shaped(shapes.PausedWorker, row) for row in pauses.paused_workers(tx, project["id"])]
+
+
+@needs(MAINTENANCE, acts=True)
+def resume_worker(tx: Tx, caller: Caller, project: sqlite3.Row, worker: int) -> None:
+    """Ends the pause of a worker that has failed one task after the other in the project. One without is left alone."""
+    if pauses.end_pause(tx, project["id"], worker):
+        tx.ready.append((project["id"], 1))  # if it waits
+    elif not tx.one("SELECT 1 FROM worker WHERE id = ?", (worker,)):
+        raise TrackerError("not_found", f"No worker {worker}")
+
+
 tracker.API += [
+    Native("GET", "/project/paused_workers/{project}", list_paused_workers, "workers"),
+    Native("POST", "/project/resume_worker/{project}/{worker}", resume_worker),
     Native("POST", "/worker/rename/{worker}", rename_worker),
     Native("POST", "/worker/delete/{worker}", delete_worker),
 ]

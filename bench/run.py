@@ -22,11 +22,12 @@ import readers
 import size
 import testflinger
 import throughput
+import traffic
 import ui
 from figures import BENCHMARKS, LONG, NOTES, machine, positive, table
 from harness import ROOT, Lab, require_tools, say
 
-GROUPS = [throughput, latency, size, ui, testflinger, readers]
+GROUPS = [throughput, latency, size, ui, traffic, testflinger, readers]
 NAMES = [name for group in GROUPS for name, run in BENCHMARKS.items() if run.__module__ == group.__name__]
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 import sqlite3
 import statistics
 import time
@@ -164,9 +165,12 @@ def scale(lab):
 @benchmark("versions")
 def versions(lab):
     """Assign + release, and single submits, against another checkout: --against DIR."""
-    if lab.against is None:
-        return []
-    with lab.tracker(small) as after, lab.tracker(small, lab.against) as before:
+    return side_by_side(lab, lab.against, "the other") if lab.against else []
+
+
+def side_by_side(lab, root, other):
+    """The figures of this checkout and an `other` one, which both serve at the same time."""
+    with lab.tracker(small) as after, lab.tracker(small, root) as before:
         trackers = {"after": after, "before": before}
         kinds = {
             "assign + release": {name: topped_up(lab, one, "main", 10_000) for name, one in trackers.items()},
@@ -174,10 +178,36 @@ def versions(lab):
                 name: (lambda one=one: submits(lab, one, one.seed.projects["other"])) for name, one in trackers.items()
             },
         }
-        return [figure for label, runs in kinds.items() for figure in both_versions(lab, label, runs)]
+        return [figure for label, runs in kinds.items() for figure in both_versions(lab, label, runs, other)]
 
 
-def both_versions(lab, label, runs):
+MADE_BLIND = {  # what is written below a module so that it counts nothing
+    "meter.py": """
+class Nowhere(dict):
+    def __missing__(self, status): return 0
+    def __setitem__(self, status, count): pass
+begin = Meter.__init__
+def __init__(self):
+    begin(self)
+    self.answers = defaultdict(Nowhere)
+Meter.__init__, Meter.committed = __init__, lambda *given: None
+""",
+    "counts.py": "\nENDED = frozenset()\n",
+}
+
+
+@benchmark("counting")
+def counting(lab):
+    """What counting for /metrics and notices costs assign + release, and single submits, against a copy without."""
+    blind = lab.path("-without")
+    shutil.copytree(ROOT, blind, ignore=shutil.ignore_patterns(".*", "tests", "docs"))
+    for name, change in MADE_BLIND.items():
+        with open(blind / name, "a") as module:
+            module.write(change)
+    return side_by_side(lab, blind, "without")
+
+
+def both_versions(lab, label, runs, other):
     """The figures of a load on two versions: how many requests per second, and what one costs the server."""
     for run in runs.values():
         run()
@@ -185,8 +215,8 @@ def both_versions(lab, label, runs):
     rate = {name: rates(of) for name, of in loads.items()}
     cost = {name: costs(of) for name, of in loads.items()}
     return [
-        Figure(f"{label}, this version", "requests/s", rate["after"], "the other", rate["before"], (">=", 0.97)),
-        Figure("… processor time of one", "µs", cost["after"], "the other", cost["before"], ("<=", 1.03)),
+        Figure(f"{label}, this version", "requests/s", rate["after"], other, rate["before"], (">=", 0.97)),
+        Figure("… processor time of one", "µs", cost["after"], other, cost["before"], ("<=", 1.03)),
     ]
 
 

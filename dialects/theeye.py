@@ -1469,12 +1469,13 @@ def revoke_token(tx: Tx, caller: tracker.Caller, token: int) -> None:
 @tracker.needs(tracker.ADMIN)
 def agents_page(tx: Tx, caller: tracker.Caller) -> dict[str, Any]:
     """The agents, and the hosts on which they run."""
+    agents = tx.all(
+        "SELECT a.*, w.alias, w.last_seen, w.paused, p.name AS project_name FROM theeye_agent a"
+        " JOIN worker w ON w.id = a.worker JOIN project p ON p.id = a.project"
+        f" ORDER BY a.id DESC LIMIT {MOST_SHOWN}"
+    )
     return {
-        "agents": tx.all(
-            "SELECT a.*, w.alias, w.last_seen, w.paused, p.name AS project_name FROM theeye_agent a"
-            " JOIN worker w ON w.id = a.worker JOIN project p ON p.id = a.project"
-            f" ORDER BY a.id DESC LIMIT {MOST_SHOWN}"
-        ),
+        "agents": [{**one, "held": next(iter(pages.held_by(tx, one["worker"])), None)} for one in agents],
         "hosts": tx.all(
             "SELECT h.*, p.name AS project_name FROM theeye_host h JOIN project p ON p.id = h.project"
             f" ORDER BY h.last_seen DESC, h.project LIMIT {MOST_SHOWN}"

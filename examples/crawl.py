@@ -21,10 +21,14 @@ It speaks to the tracker through the public HTTP API alone, by the library `work
    too early.
 
 **A host** is asked for one page at a time, with a pause (--rate, or what its robots.txt says), whatever the number of
-workers. STATE/hosts.db has what the crew knows of it, also after a restart. One that is too busy (429, 503, 502, 504)
-or away (no connection, no name, no answer) is left alone, longer each time, or for as long as it asks; its pages go
-back to the tracker with a delay, which costs them no attempt, and other hosts go on. One that stays away
-(--host-patience) fails its pages, also when it goes on asking for more time, or asks for more than that.
+workers. STATE/hosts.db has what the crew knows of it, also after a restart; crawls with another STATE do not, so have
+one crawl of all that you want of a host. One that is too busy (429, 502, 503, 504,
+or an error with Retry-After) or away (no connection, no name, no TLS) is left alone, longer each time, or for as long
+as it asks; its pages go back to the tracker with a delay, which costs them no attempt, and other hosts go on. When
+five pages in a row have failed otherwise (silence, drips, resets, garbage, 500), the next thing that the host is asked
+for is the page that it has answered last: if that comes, the pages are at fault, and each fails after --max-retries;
+else the host is away. One that stays away (--host-patience) fails its pages. The longest rest that it has asked for,
+of 30 days at most, does not count there; asking again and again does.
 
 Press Ctrl-C, kill a worker, kill the tracker: start again what is gone, with the same command, and the crawl goes on.
 While the tracker is away the workers repeat their request with growing pauses; while a disk is full they wait.
@@ -94,7 +98,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import ClassVar, NoReturn, TypeVar
 from urllib.parse import unquote
 
 try:
@@ -126,20 +130,26 @@ import worker as library
 from worker import Fail, Halted, Refused, Tracker, Unreachable
 
 T = TypeVar("T")
+Add = Callable[..., argparse.Action]  # of an option
 
 RESTART_INTERVAL = 5  # seconds at least between two starts of one worker
 PLAIN_INTERVAL = 5  # seconds between two lines of progress when there is no terminal
 SILENCE = 60  # seconds without a page, though some wait, after which a line says why
 ROBOTS_TIMEOUT = 30  # seconds for robots.txt, with all that it redirects to
 ROBOTS_AGE = 86400  # seconds after which it is read again
-MOST_ROBOTS_KNOWN = 200  # of those of all hosts, that a worker keeps in memory
+MOST_ROBOTS_KNOWN, MOST_RULES_KNOWN = 200, 2**20  # of those of all hosts, and bytes of them, that a worker remembers
+MOST_RULES_READ = 2**24  # bytes of rules, for each link of a page all that its host has; then links wait for their turn
+MOST_PAIRS = 200_000  # of a name and a rule in one robots.txt: each is an object to its parser
 MOST_SITEMAP = 50 * 2**20  # bytes of a sitemap, unpacked
-MOST_LEVELS = 3  # of sitemaps: an index may name others
+MOST_LEVELS, ODD_SITEMAP = 3, "a sitemap elsewhere or too deep"  # an index names others, of its host
 FIRST_REST, LONGEST_REST = 2, 600  # seconds for which a host that is too busy, and does not say how long, is left alone
 SLOWEST, NO_GAP = 10, 0.05  # seconds between two pages after that: no more at first, and below which they are none
 PATIENCE = 1  # seconds for which a worker waits with a page in hand for the turn of its host
 MOST_PUT_OFF = 5  # times that a page is put off; if its host then answers others, it is the page that is at fault
-MOST_SILENT = 5  # pages in a row without an answer, after which it is the host that is away
+MOST_SILENT = 5  # pages in a row that have failed, after which the host is asked for one that it has answered before
+MOST_GRANTED = 30 * 86400  # seconds of one rest that a host may ask for before patience with it begins to run
+BUSY = (429, 502, 503, 504)  # the host is, whatever page it was asked for
+MAY_ASK_FOR_REST = (403, 408, 413, 425)  # as every answer of 500 and more
 FULL_DISK_PAUSE = 10  # seconds
 HELD = 86400  # seconds for which the lease of a page is extended, at most: for a disk that is full
 LONGEST_DELAY = 1e9  # seconds that the tracker takes
@@ -149,11 +159,11 @@ MOST_CODINGS, DECODED_AT_ONCE = 3, 4096  # of one body; bytes
 MOST_HOPS = 6  # requests for a robots.txt that is elsewhere: after that there is none
 MOST_ROBOTS = 2**19  # bytes of it that are read
 LONGEST_URL = 4096  # characters; longer links are mistakes or traps
-MOST_REDIRECTS = 20  # in a row
+MOST_REDIRECTS, MOST_REDIRECT_DELAY = 20, 86400  # in a row; seconds that each may ask for
 MOST_REPEATED = 3  # times that a path may have the same segment
 MOST_SEGMENTS = 50  # of a path
 RETRY_DELAY = 2  # seconds for which a page rests after it has failed, twice as long each time
-MOST_WARC, OPEN = 10**9, ".open"  # bytes of one file; what the name of one ends in that is being written
+MOST_WARC, WARC, OPEN = 10**9, ".warc.gz", ".open"  # bytes of one file; what its name ends in, and while it is written
 NOT_MODIFIED = "http://netpreserve.org/warc/1.1/revisit/server-not-modified"
 LISTED = ("broken", "failed", "truncated")  # fates whose pages the report names
 IN_FATES = ("url", "status", "error", "depth", "found_on", "type", "size", "file")  # what is told of each page
@@ -162,8 +172,7 @@ MOST_LISTED, MOST_REFERRERS, MOST_HOSTS = 10_000, 20, 10  # of each, in it
 RECORDS, HOSTS = "pages.jsonl", "hosts.db"
 LONGEST_LIST = 50  # lines of each kind in the printed report
 USER_AGENT = "tracker-crawl/1.0"
-# httpx reads a name back by rules that forbid some which are in use (with an emoji, say), even to make a request of a
-# redirect that nobody follows; it is asked by the other one.
+# httpx reads a name back by rules that forbid some which are in use (with an emoji, say); it is asked by the other one.
 httpx.URL.host = property(lambda url: url.raw_host.decode("ascii"))
 console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
@@ -178,6 +187,13 @@ class PutOff(Exception):
     def __init__(self, delay: float, reason: str):
         super().__init__(reason)
         self.delay = min(max(delay, 0.05), LONGEST_DELAY)
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in a line, and where the rest is told: how all is used would push it off the screen."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (all options: {self.prog} --help)\n")
 
 
 # ── URLs and links ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -617,6 +633,7 @@ def without_session(url: str) -> str:
     """The URL without what names a visit to the site, and no page of it."""
     path, mark, query = url.partition("?")
     path = re.sub("(?i);jsessionid=[^/;]*", "", path)
+    path = re.sub(r"/\((?:[A-Z]\([^()/]*+\))++\)(?=/)", "", path)  # of ASP.NET: /(S(0123456789abcdefghijklmn))/
     kept = "&".join(part for part in query.split("&") if not _is_session(part))
     return f"{path}{mark}{kept}"
 
@@ -711,12 +728,19 @@ class Scope:
 
 
 def submit(
-    tracker: Tracker, crawl: Crawl, urls: Iterable[str], found_on: str, depth: int, sitemap: int = 0, hops: int = 0
+    tracker: Tracker,
+    crawl: Crawl,
+    urls: Iterable[str],
+    found_on: str,
+    depth: int,
+    sitemap: int = 0,
+    hops: int = 0,
+    delay: float = 0,
 ) -> None:
     """Store the URLs as tasks; the tracker skips those that this project has seen before.
 
     What is nearer to a seed comes first. sitemap: the URLs are not of pages, but of sitemaps of this level. hops: the
-    redirects in a row that have led to them.
+    redirects in a row that have led to them. delay: seconds for which nobody asks for them.
     """
     tasks = []
     for url in urls:
@@ -725,6 +749,7 @@ def submit(
         key = f"sitemap {url}" if sitemap else crawl.scope.key(url)
         tasks.append({"recipe": json.dumps(recipe), "unique_string": key, "priority": -min(depth, 2**15 - 1)})
     limits = {"max_assign_time": crawl.max_assign_time, "max_retries": crawl.max_retries}
+    limits |= {"delay": delay} if delay else {}
     tracker.submit_few(crawl.project, tasks, **limits)
 
 
@@ -808,22 +833,31 @@ class Host:
     rests_until: float = 0
     refusals: int = 0  # the last ones in a row, none for an answer between
     away_since: float = 0  # it has answered no page since
-    silent: int = 0  # the last pages in a row that had no answer
+    silent: int = 0  # the last pages in a row that failed
     slow: float = 0  # seconds between two pages after a rest
     delay: float = 0  # that its robots.txt asks for
     pages: int = 0
     seconds: float = 0  # for all of them
     pace: float = 0  # seconds for one, lately
     trouble: str = ""
+    good: str = ""  # the page that it has answered last
+    granted: float = 0  # the longest rest that it has asked for, and got, since then
 
     TIMES: ClassVar = ("next_turn", "busy_until", "asked", "booked", "rests_until", "away_since")
 
     def heed_clock(self, now: float) -> None:
-        """A clock that was set back would let a host rest for ever."""
+        """A clock that was set back would let a host rest for ever, and one set forward would have it away for long.
+
+        So would a crew that was not there: the time in which nobody has looked for a host is not taken from the
+        patience with it.
+        """
         if now < self.noted - 1:
             for name in self.TIMES:
                 if value := getattr(self, name):
                     setattr(self, name, value - self.noted + now)
+        unseen = now - max(self.noted, self.rests_until) - LONGEST_REST
+        if self.away_since and unseen > 0:
+            self.away_since += unseen
         self.noted = now
 
 
@@ -847,11 +881,19 @@ class Hosts:
             self.db.execute("PRAGMA journal_mode = TRUNCATE")  # several write: SQLite < 3.51.3 may damage a WAL
             self.db.execute("PRAGMA synchronous = NORMAL")
             self.db.executescript(self.SCHEMA)
+            self.add_columns()
         except sqlite3.DatabaseError as error:
             raise CrawlError(f"{file} cannot be used: {error}. Remove it, or choose another --state.") from None
 
     def close(self) -> None:
         self.db.close()
+
+    def add_columns(self) -> None:
+        """What is known of hosts may be of an earlier version of this program."""
+        known = {row[1] for row in self.db.execute("PRAGMA table_info(host)")}
+        for column in fields(Host):
+            if column.name not in known:
+                self.db.execute(f"ALTER TABLE host ADD COLUMN {column.name} DEFAULT {column.default!r}")
 
     def change(self, do: Callable[[], T]) -> T:
         """What `do` returns, all of whose changes are made, or none."""
@@ -885,6 +927,10 @@ class Hosts:
 
     def read(self, which: str, *values: object) -> list[Host]:
         return [Host(*row) for row in self.db.execute(f"SELECT * FROM host WHERE {which}", values)]
+
+    def are_more_than(self, most: int) -> bool:
+        """Whether so many hosts are known, or more."""
+        return most < 1 or bool(self.db.execute("SELECT 1 FROM host LIMIT 1 OFFSET ?", (most - 1,)).fetchone())
 
     def gap_of(self, host: Host) -> float:
         """Seconds between two pages."""
@@ -929,38 +975,46 @@ class Hosts:
     def refuse(self, name: str, seconds: float, trouble: str) -> tuple[bool, bool]:
         """The host is too busy or away, for so many seconds (0: it did not say).
 
-        Whether that is news, and whether it has answered the page before this one.
+        Whether that is news, and whether it has answered the page before this one. Patience with it does not
+        run for as long as the longest rest is that it has asked for, unless that is more than MOST_GRANTED.
         """
 
         def refuse(host: Host, now: float) -> tuple[bool, bool]:
             news, answers = host.rests_until <= now, not host.refusals
             host.refusals += news
-            host.away_since = host.away_since or now
             rest = seconds or min(FIRST_REST * 2 ** min(host.refusals - 1, 20), LONGEST_REST)
+            longer = seconds - host.granted if host.granted < seconds <= MOST_GRANTED else 0
+            host.away_since, host.granted = (host.away_since or now) + longer, host.granted + longer
             host.rests_until = max(host.rests_until, now + rest)
             host.slow, host.trouble = max(host.slow, min(rest / 8, SLOWEST)), trouble[:500]
             return news, answers
 
         return self.with_host(name, refuse)
 
-    def accept(self, name: str) -> None:
-        """The host has answered as it should: the next page may come sooner."""
+    def accept(self, name: str, url: str) -> None:
+        """The host has answered for this page as it should: the next one may come sooner."""
 
         def accept(host: Host, now: float) -> None:
-            host.silent = host.away_since = 0
+            host.silent = host.away_since = host.granted = 0
+            host.good = url
             if host.rests_until <= now:
                 host.refusals, host.slow = 0, host.slow / 2 if host.slow > NO_GAP else 0
 
         self.with_host(name, accept)
 
-    def is_silent(self, name: str) -> bool:
-        """It has not answered a page in time: whether that is about the host by now."""
+    def count_failure(self, name: str) -> Host:
+        """A page of the host has failed, or did not come in time."""
 
-        def count(host: Host, _now: float) -> bool:
+        def count(host: Host, _now: float) -> Host:
             host.silent += 1
-            return host.silent >= MOST_SILENT
+            return host
 
         return self.with_host(name, count)
+
+    def doubted(self, name: str) -> str:
+        """The page that the host has answered last, if so many have failed, or been refused, since. Else empty."""
+        doubted = self.read("name = ? AND (silent >= ? OR refusals > ?)", name, MOST_SILENT, MOST_PUT_OFF)
+        return doubted[0].good if doubted else ""
 
     def rest(self, name: str) -> float:
         """Seconds for which the host is to be left alone."""
@@ -1027,8 +1081,19 @@ def retry_after(response: httpx.Response) -> float:
         return min(float(value), LONGEST_DELAY)
     if not (then := unix_time(value)):
         return 0
-    now = unix_time(response.headers.get("Date", "")[:100]) or time.time()
+    now = unix_time("".join(response.headers.get_list("Date")[:1])[:100]) or time.time()
     return min(max(then - now, 0), LONGEST_DELAY)
+
+
+def outcome_of(response: httpx.Response) -> tuple[str, float]:
+    """What becomes of a page by an answer that is neither it nor a redirect, and the rest that its host asks for.
+
+    Whoever says when to come again has refused for now, whatever the reason (RFC 9110, 10.2.3 and 15.5.14; RFC 6585).
+    """
+    status, rest = response.status_code, retry_after(response)
+    if status in BUSY or (rest and (status >= 500 or status in MAY_ASK_FOR_REST)):
+        return "refused", rest
+    return "failed" if status >= 500 or status in (408, 425) else "broken", 0
 
 
 def unix_time(date: str) -> float | None:
@@ -1107,10 +1172,14 @@ class Archive:
         self.append(data)
         return self.path.name
 
+    def has(self, known: dict) -> bool:
+        """Whether an archive, this one or an earlier, has the page of a record."""
+        return bool(known.get("warc")) or known["file"].endswith(WARC)
+
     def start(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         began = f"{datetime.now(UTC):%Y%m%d%H%M%S%f}"[:-3]
-        self.path = self.folder / f"{self.name}-{began}-{self.serial:05}-{self.worker}-{os.getpid()}.warc.gz"
+        self.path = self.folder / f"{self.name}-{began}-{self.serial:05}-{self.worker}-{os.getpid()}{WARC}"
         self.file, self.size = open(f"{self.path}{OPEN}", "xb", buffering=0), 0  # noqa: SIM115 (closed by close)
         self.serial += 1
         try_to_lock(self.file)
@@ -1168,7 +1237,7 @@ def warc_date(seconds: float) -> str:
 
 def mend(folder: Path) -> None:
     """Close the files that killed processes have left open there: after the last whole record of each."""
-    for open_file in sorted(folder.glob(f"*.warc.gz{OPEN}")):
+    for open_file in sorted(folder.glob(f"*{WARC}{OPEN}")):
         with contextlib.suppress(OSError), open(open_file, "r+b") as file:
             if try_to_lock(file):
                 file.truncate(whole_members(file))
@@ -1228,6 +1297,10 @@ class Folder:
             raise
         sync_folder(path.parent)
         return path.relative_to(self.folder).as_posix()
+
+    def has(self, known: dict) -> bool:
+        """Whether the file of a record is there: an earlier crawl may have kept it elsewhere, or in an archive."""
+        return bool(known["file"]) and (self.folder / known["file"]).is_file()
 
     def close(self) -> None:
         """Each file is closed already."""
@@ -1324,6 +1397,7 @@ class Page:
     unchanged: bool = False  # since an earlier crawl had it
     since: float = 0  # when it was asked for and came whole
     file: str = ""  # in which it is kept
+    warc: str = ""  # in which it is kept, too
     links: list[str] = field(default_factory=list)
     sitemaps: list[str] = field(default_factory=list)
     left_out: dict[str, int] = field(default_factory=dict)  # links, by the reason
@@ -1385,7 +1459,7 @@ class Worker:
         self.tracker = Tracker(crawl.server, worker=credentials, patience=math.inf)
         self.hosts, self.rules = crawl.hosts(self.wait), collections.OrderedDict()
         self.logins = Logins(crawl.logins)
-        self.http = httpx.AsyncClient(
+        self.http = Client(
             timeout=httpx.Timeout(None, connect=0.9 * crawl.timeout),  # so that a host that is away is told from a page
             headers=headers_of(crawl.user_agent),
             auth=self.logins,
@@ -1394,7 +1468,7 @@ class Worker:
         self.loop = asyncio.Runner()
         self.records = os.open(crawl.records, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         self.torn = b""  # ends a line that was written in part
-        self.turn = ""  # the host that we may ask now
+        self.turns = []  # the hosts that we may ask now: one, and the one that its robots.txt is at
         self.keepers = crawl.keepers(self.id)
         self.earlier = crawl.again and Index(crawl.again)
         self.exchange, self.original = None, None  # of the page in hand: what is to be kept, and its earlier record
@@ -1450,12 +1524,13 @@ class Worker:
                 try:
                     self.learn_robots(url)
                 except RobotsAway as trouble:
-                    self.refuse(host, trouble.retry_after, str(trouble))
-                    if self.is_given_up(host):
-                        return self.give_up(url, found_on, depth)
-                    raise PutOff(self.until_asked(host, self.hosts.rest(host)), str(trouble)) from None
+                    for away in dict.fromkeys((host, trouble.host)):
+                        self.refuse(away, trouble.retry_after, str(trouble))
+                    return self.put_off(url, found_on, depth, str(trouble))
                 self.leave()
             self.take_turn(host)
+            if (good := self.hosts.doubted(host)) and not self.is_forbidden(good):
+                return self.put_off(url, found_on, depth, self.try_host(host, good))
         return self.crawl_page(url, found_on, depth, sitemap, task, hops)
 
     def is_given_up(self, host: str) -> bool:
@@ -1466,53 +1541,87 @@ class Worker:
         away = self.hosts.away(host)
         return min(due, max(0, self.crawl.host_patience - away) + 1) if away else due
 
+    def put_off(self, url: str, found_on: str, depth: int, reason: str) -> Page:
+        """The page, given up as its host is. PutOff while there is patience with that."""
+        host = host_of(url)
+        if self.is_given_up(host):
+            return self.give_up(url, found_on, depth)
+        raise PutOff(self.until_asked(host, self.hosts.rest(host)), reason)
+
     def give_up(self, url: str, found_on: str, depth: int) -> Page:
         """A page that fails as its host has done."""
         (host,) = self.hosts.read("name = ?", host_of(url))
-        error = f"its host has not answered for {time.time() - host.away_since:.0f} s: {host.trouble}"
+        error = f"its host has not answered for {self.hosts.away(host.name):.0f} s: {host.trouble}"
         page = Page(url, found_on, "failed", error=error, depth=depth, for_good=True)
         self.record(page)
         return page
 
-    def take_turn(self, host: str, seconds: float = 0) -> None:
+    def try_host(self, host: str, good: str) -> str:
+        """Ask a host, from which nothing else comes, for a page that it has answered. What that has shown.
+
+        Pages that never come are told from a host that is away by this: they cost it no rest, and it costs them no
+        attempt.
+        """
+        page, self.original = Page(good, ""), None
+        self.ask(page)
+        self.leave()
+        if page.outcome in ("ok", "broken"):
+            self.hosts.accept(host, good)
+            return f"{host} answers: it is its pages that do not come"
+        trouble = f"{page.error or page.status} {good}"
+        self.refuse(host, page.retry_after, trouble)
+        return trouble
+
+    def take_turn(self, host: str, seconds: float = 0, patience: float = 0) -> None:
         """Wait until the host may be asked, for so many seconds (0: that a page takes at most).
 
-        PutOff when that is long: a worker that waits could ask another one.
+        PutOff when that is long, by default so long that a worker that waits could ask another one.
         """
-        ends = time.monotonic() + PATIENCE * min(1, self.crawl.workers / max(1, len(self.rules)))
+        patience = patience or PATIENCE * min(1, self.crawl.workers / max(1, len(self.rules)))
+        ends = time.monotonic() + patience
         due = self.hosts.take_turn(host, seconds=seconds)
         while due:
             if time.monotonic() + due > ends:
                 raise PutOff(self.until_asked(host, due), f"others wait for {host}, too")
             self.wait(due)
             due = self.hosts.take_turn(host, has_booked=True, seconds=seconds)
-        self.turn = host
+        self.turns.append(host)
 
     def leave(self) -> None:
         """The host has been asked, if one has: others may."""
-        if self.turn:
-            host, self.turn = self.turn, ""
-            self.hosts.leave(host)
+        while self.turns:
+            self.hosts.leave(self.turns.pop())
+
+    def take_turn_for_robots(self, host: str) -> None:
+        """Wait until a host may be asked to which the robots.txt of another one leads. RobotsAway when that is long."""
+        try:
+            if host not in self.turns:
+                self.take_turn(host, ROBOTS_TIMEOUT, patience=ROBOTS_TIMEOUT)
+        except PutOff as off:
+            raise RobotsAway(f"its robots.txt is at {host}: {off}", self.turns[0], off.delay) from None
 
     def robots_of(self, url: str) -> Protego | None:
         """The rules of the URL's host, if they are known, and not too old."""
         origin = origin_of(url)
-        expires, rules = self.rules.get(origin, (0, None))
-        if time.time() < expires:
+        if origin in self.rules and self.rules[origin].is_fresh():
             self.rules.move_to_end(origin)
-            return rules
+            return self.rules[origin].rules
         kept = self.hosts.robots(origin)
-        if not kept or kept[0] + ROBOTS_AGE <= time.time():
+        known = kept and Robots(*kept, self.crawl.user_agent)
+        if not known or not known.is_fresh():
             return None
-        self.rules[origin] = kept[0] + ROBOTS_AGE, Protego.parse(kept[1])
-        if len(self.rules) > MOST_ROBOTS_KNOWN:
+        self.rules[origin] = known
+        while len(self.rules) > 1 and self.are_too_many_rules():
             self.rules.popitem(last=False)
-        return self.rules[origin][1]
+        return known.rules
+
+    def are_too_many_rules(self) -> bool:
+        return len(self.rules) > MOST_ROBOTS_KNOWN or sum(one.size for one in self.rules.values()) > MOST_RULES_KNOWN
 
     def learn_robots(self, url: str) -> None:
         """Read the rules of the URL's host. RobotsAway when nobody knows what it allows."""
         origin, host = origin_of(url), host_of(url)
-        text = read_robots(url, self.crawl.user_agent, self.logins)
+        text = read_robots(url, self.crawl.user_agent, self.logins, self.take_turn_for_robots)
         self.hosts.keep_robots(origin, text)
         rules = self.robots_of(url)
         if self.hosts.ask_slowly(host, delay := delay_of(rules, self.crawl.user_agent)):
@@ -1530,14 +1639,24 @@ class Worker:
             self.log("warn", told)
         return answers
 
-    def against(self, url: str, depth: int, sitemap: int = 0) -> str:
+    def against(self, url: str, depth: int, sitemap: int = 0, heeds_robots: bool = True) -> str:
         """Why a page is not asked for. Empty if it is."""
         reason = "" if sitemap else self.crawl.scope.against(url, depth)
-        rules = None if reason else self.robots_of(url)
-        if reason or (rules and not rules.can_fetch(url, self.crawl.user_agent)):
+        if not reason and depth and self.crawl.scope.kind == "domain" and self.is_host_too_many(host_of(url)):
+            reason = "too many hosts of a domain"
+        if reason or (heeds_robots and self.is_forbidden(url)):
             return reason or "forbidden by robots.txt"
         shape = shape_of(url)
         return "too many that differ in the query or a date" if self.are_many(shape) else ""
+
+    def is_host_too_many(self, host: str) -> bool:
+        """Whether it would be one more than --max-variants, besides those of the seeds: names may be of any number."""
+        most = self.crawl.max_variants + len(self.crawl.scope.places)
+        return most < math.inf and not self.hosts.read("name = ?", host) and self.hosts.are_more_than(int(most))
+
+    def is_forbidden(self, url: str) -> bool:
+        rules = self.robots_of(url)
+        return bool(rules) and not rules.can_fetch(url, self.crawl.user_agent)
 
     def are_many(self, shape: str) -> bool:
         return bool(shape) and self.hosts.pages_like(shape) >= self.crawl.max_variants
@@ -1557,14 +1676,17 @@ class Worker:
             for link in page.links + page.sitemaps:
                 page.leave_out("too many redirects in a row", link)
             page.links, page.sitemaps = [], []
-        followed = []
+        followed, left = [], MOST_RULES_READ
         for link in page.links:
-            if reason := self.against(link, depth if sitemap else depth + 1):
+            if reason := self.against(link, depth if sitemap else depth + 1, heeds_robots=left > 0):
                 page.leave_out(reason, link)
             else:
                 followed.append(link)
-        submit(self.tracker, self.crawl, followed, url, depth if sitemap else depth + 1, hops=hops)
-        submit(self.tracker, self.crawl, page.sitemaps, url, depth, page.sitemap + 1, hops)
+            if known := self.rules.get(origin_of(link)):
+                left -= known.size
+        redirect = {"hops": hops, "delay": min(page.retry_after, MOST_REDIRECT_DELAY) if hops else 0}
+        submit(self.tracker, self.crawl, followed, url, depth if sitemap else depth + 1, **redirect)
+        submit(self.tracker, self.crawl, page.sitemaps, url, depth, page.sitemap + 1, **redirect)
         if page.outcome == "broken" or page.truncated:
             self.log("warn", f"{page.outcome}: {describe(asdict(page))}")
         self.record(page, followed + page.sitemaps)
@@ -1573,11 +1695,14 @@ class Worker:
     def judge_host(self, page: Page, task: int) -> None:
         """Note what the page tells of its host. PutOff when it came to nothing, and that is the host's fault."""
         host = host_of(page.url)
-        if page.outcome == "failed" and page.status is None and page.asked and self.hosts.is_silent(host):
-            page.outcome = "refused"
+        if page.outcome == "failed" and page.asked:
+            known = self.hosts.count_failure(host)
+            if known.silent >= MOST_SILENT and known.good:
+                raise PutOff(0, f"{known.silent} pages of {host} have failed in a row: what it has answered is next")
+            page.outcome = "refused" if known.silent >= MOST_SILENT else "failed"
         if page.outcome != "refused":
-            if page.asked and page.status is not None:
-                self.hosts.accept(host)
+            if page.outcome in ("ok", "broken") and page.asked:
+                self.hosts.accept(host, page.url)
             return
         reason = f"{page.error or page.status} {page.url}"
         others_are_answered = self.refuse(host, page.retry_after, reason)
@@ -1596,13 +1721,14 @@ class Worker:
             for keeper in self.keepers:
                 kept = functools.partial(keeper.keep, page, self.exchange, original)
                 page.file = despite_full_disk(kept, self.wait) or page.file
+                page.warc = page.file if isinstance(keeper, Archive) else page.warc
 
     def record(self, page: Page, followed: Iterable[str] = ()) -> None:
         """A line of pages.jsonl, on the disk: one call a line, so that those of the crew do not mix."""
         known = asdict(page) | {"links": len(page.links), "targets": list(followed)}
         known |= {"worker": self.id, "pid": os.getpid(), "time": time.time()}
         known |= {"one_site": True} if self.crawl.scope.one_site else {}
-        del known["sitemaps"], known["asked"], known["for_good"]
+        del known["asked"], known["for_good"]
         line = json.dumps(known).encode() + b"\n"
 
         def write() -> None:
@@ -1631,8 +1757,13 @@ class Worker:
             page.outcome, page.error = "left out", reason
             page.leave_out(reason, url)
             return page
-        page.asked = True
         self.original = self.find_original(page)
+        self.ask(page)
+        return page
+
+    def ask(self, page: Page) -> None:
+        """Send the request, and judge what comes of it."""
+        page.asked = True
         try:
             self.loop.run(self.get(page))
         except httpx.HTTPError as error:
@@ -1640,14 +1771,13 @@ class Worker:
             page.outcome, page.error = "refused" if is_away else "failed", f"{type(error).__name__} {error}".strip()
         except httpx.InvalidURL as error:  # a seed, of more than 64 KiB
             page.outcome, page.error, page.for_good, page.asked = "failed", f"InvalidURL {error}", True, False
-        return page
 
     def find_original(self, page: Page) -> dict | None:
         """What an earlier crawl has recorded of the page: one that came whole and, if we keep pages, was kept."""
         known = self.earlier and self.earlier.find(page.url)
         known = known if known and known.get("sitemap", 0) == page.sitemap else None
         whole = known and known["outcome"] == "ok" and known.get("digest") and not known["truncated"]
-        return known if whole and (known["file"] or not self.keepers) else None
+        return known if whole and all(keeper.has(known) for keeper in self.keepers) else None
 
     async def get(self, page: Page) -> None:
         """Fetch within one deadline for all: a site that sends a byte a second passes any bound on single reads.
@@ -1661,7 +1791,7 @@ class Worker:
             self.deadline = asyncio.timeout(self.crawl.timeout)
             async with self.deadline, asked(self.http, page.url, conditions) as response:
                 address = address_of(response)  # while there is a connection
-                raw, body = await (self.read_sitemap if page.sitemap else self.read)(response, page)
+                raw, body = await self.read(response, page)
                 self.exchange = Exchange(response, raw, body, began, address)
         except TimeoutError:
             raise httpx.ReadTimeout(f"the page takes longer than {self.crawl.timeout:g} s") from None
@@ -1673,26 +1803,59 @@ class Worker:
         if page.status == 304 and self.original:
             self.take_over(page)
         elif response.has_redirect_location:
-            target = normalise(response.headers.get_list("Location")[0], page.url)
-            page.links = page.of_fair_length([target] if target else [])
-            if not page.found_on and not any(map(self.crawl.covers, page.links)):
-                page.outcome, page.error = "broken", f"redirect out of the crawl's scope, to {target}, by"
+            self.read_redirect(response, page)
         elif response.is_success:
-            raw, body = await self.read_body(response, page)
-            page.type = page.type or (looks_like_html(body) and "text/html") or ""
-            page.digest = f"sha1:{base64.b32encode(hashlib.sha1(raw).digest()).decode()}"
-            if self.original and self.original["digest"] == page.digest and not page.truncated:
-                self.take_over(page)
-            else:
-                self.read_links(body, response, page)
-            return raw, body
-        elif page.status in (429, 502, 503, 504):
-            page.outcome, page.retry_after = "refused", retry_after(response)
-        elif page.status == 408 or page.status >= 500:
-            page.outcome, page.retry_after = "failed", retry_after(response)
+            return await (self.read_sitemap if page.sitemap else self.read_page)(response, page)
         else:
-            page.outcome = "broken"
+            page.outcome, page.retry_after = outcome_of(response)
         return await read_rest(self.crawl.max_body, response) if self.keepers else b"", b""
+
+    def read_redirect(self, response: httpx.Response, page: Page) -> None:
+        target = normalise(response.headers.get_list("Location")[0], page.url)
+        targets, page.retry_after = page.of_fair_length([target] if target else []), retry_after(response)
+        if page.sitemap:
+            page.sitemaps, page.sitemap = targets, page.sitemap - 1
+            return
+        page.links = targets
+        if not page.found_on and not any(map(self.crawl.covers, targets)):
+            page.outcome, page.error = "broken", f"redirect out of the crawl's scope, to {target}, by"
+
+    async def read_page(self, response: httpx.Response, page: Page) -> tuple[bytes, bytes]:
+        raw, body = await self.read_body(response, page, self.crawl.max_body)
+        page.type = page.type or (looks_like_html(body) and "text/html") or ""
+        if self.is_unchanged(page):
+            self.take_over(page)
+        else:
+            self.read_links(body, response, page)
+        return raw, body
+
+    async def read_sitemap(self, response: httpx.Response, page: Page) -> tuple[bytes, bytes]:
+        """What it names are links: pages of the crawl, and sitemaps of its host."""
+        raw, body = await self.read_body(response, page, MOST_SITEMAP)
+        if self.is_unchanged(page):
+            self.take_over(page)
+            return raw, body
+        page.links, named = map(page.of_fair_length, read_sitemap(body, page.url))
+        for link in named:
+            if page.sitemap < MOST_LEVELS and host_of(link) == host_of(page.url):
+                page.sitemaps.append(link)
+            else:
+                page.leave_out(ODD_SITEMAP, link)
+        return raw, body
+
+    async def read_body(self, response: httpx.Response, page: Page, limit: int) -> tuple[bytes, bytes]:
+        raw = await read_raw(limit + 1, response)
+        self.deadline.reschedule(None)
+        body, page.truncated = decode_body(raw, response, limit)
+        if page.truncated:
+            page.error = f"cut off after {limit} bytes"
+        page.size = len(body)
+        page.digest = f"sha1:{base64.b32encode(hashlib.sha1(raw[:limit]).digest()).decode()}"
+        return raw[:limit], body
+
+    def is_unchanged(self, page: Page) -> bool:
+        """Whether it has come as it was, though its site did not say so."""
+        return bool(self.original) and self.original["digest"] == page.digest and not page.truncated
 
     def take_over(self, page: Page) -> None:
         """What the earlier crawl has found on a page that has not changed."""
@@ -1700,9 +1863,10 @@ class Worker:
         page.unchanged = True
         page.type, page.size, page.digest, page.since = (known[name] for name in ("type", "size", "digest", "since"))
         page.etag, page.last_modified = page.etag or known["etag"], page.last_modified or known["last_modified"]
-        page.file, page.links = known["file"], list(known["targets"])
+        page.file, page.warc, page.sitemaps = known["file"], known.get("warc", ""), list(known.get("sitemaps", ()))
+        page.links = known["targets"][: len(known["targets"]) - len(page.sitemaps)]
         for reason, links in known["passed_over"].items():
-            if reason == "too long" or (reason == "nofollow" and not self.crawl.ignore_nofollow):
+            if reason in ("too long", ODD_SITEMAP) or (reason == "nofollow" and not self.crawl.ignore_nofollow):
                 for link in links:
                     page.leave_out(reason, link)
             else:
@@ -1723,36 +1887,6 @@ class Worker:
                 page.leave_out("nofollow", link)
             page.links = []
 
-    async def read_body(self, response: httpx.Response, page: Page) -> tuple[bytes, bytes]:
-        raw = await read_raw(self.crawl.max_body + 1, response)
-        self.deadline.reschedule(None)
-        body, page.truncated = decode_body(raw, response, self.crawl.max_body)
-        if page.truncated:
-            page.error = f"cut off after {self.crawl.max_body} bytes"
-        page.size = len(body)
-        return raw[: self.crawl.max_body], body
-
-    async def read_sitemap(self, response: httpx.Response, page: Page) -> tuple[bytes, bytes]:
-        """What it names are links: pages of the crawl, and sitemaps of its host."""
-        page.status, page.type = response.status_code, type_of(response)
-        if response.has_redirect_location:
-            target = normalise(response.headers.get_list("Location")[0], page.url)
-            page.sitemaps, page.sitemap = page.of_fair_length([target] if target else []), page.sitemap - 1
-        elif response.is_success:
-            raw = await read_raw(MOST_SITEMAP + 1, response)
-            self.deadline.reschedule(None)
-            body, page.truncated = decode_body(raw, response, MOST_SITEMAP)
-            page.size = len(body)
-            page.links, named = map(page.of_fair_length, read_sitemap(body, page.url))
-            if page.sitemap < MOST_LEVELS:
-                page.sitemaps = [link for link in named if host_of(link) == host_of(page.url)]
-            return raw, body
-        else:
-            page.retry_after = retry_after(response)
-            busy, gone = page.status in (429, 502, 503, 504), page.status < 500 and page.status != 408
-            page.outcome = "refused" if busy else "broken" if gone else "failed"
-        return await read_rest(self.crawl.max_body, response) if self.keepers else b"", b""
-
     def log(self, level: str, message: str) -> None:
         line = {"scope": self.crawl.name, "message": message, "timestamp": int(time.time())}
         with contextlib.suppress(Refused):  # a line that is not taken is no reason to lose the page
@@ -1761,6 +1895,13 @@ class Worker:
 
 def headers_of(user_agent: str) -> dict[str, str]:
     return {"User-Agent": user_agent, "Accept-Encoding": ACCEPTED}
+
+
+class Client(httpx.AsyncClient):
+    """Leaves redirects to us: it would refuse an answer for a Location that is no URL to it."""
+
+    def _build_redirect_request(self, request: httpx.Request, response: httpx.Response) -> httpx.Request:
+        return request
 
 
 @contextlib.asynccontextmanager
@@ -1776,7 +1917,7 @@ async def asked(
 
     async def trace(event: str, _about: dict) -> None:
         nonlocal is_new
-        is_new = is_new or event == "connection.connect_tcp.started"
+        is_new = is_new or event.endswith((".connect_tcp.started", ".connect_unix_socket.started"))  # a proxy's, too
 
     request = client.build_request("GET", url, headers=headers, extensions={"trace": trace} | as_it_is(url))
     response = None
@@ -1924,7 +2065,7 @@ def sign_in(args: argparse.Namespace) -> library.Manager:
     if not name:
         raise CrawlError("A manager has to set the crawl up: name one with --manager.")
     if args.password_file:
-        password = args.password_file.read_text().rstrip("\r\n")
+        password = read_text(args.password_file).rstrip("\r\n")
     else:
         password = os.environ.get("TRACKER_PASSWORD") or (terminal and getpass.getpass(f"Password of {name}: "))
     if not password:
@@ -1983,27 +2124,62 @@ def check_owner(tracker: Tracker | library.Manager, project: dict, args: argpars
     return True
 
 
+class Robots:
+    """What a host's robots.txt says to us, and when it was read."""
+
+    def __init__(self, read_at: float, text: str, user_agent: str):
+        self.read_at, self.text, self.user_agent = read_at, text, user_agent
+        self.size = len(text)
+
+    def is_fresh(self) -> bool:
+        """Whether it need not be read again. What was read in the future was so by another clock."""
+        return -ROBOTS_AGE < time.time() - self.read_at < ROBOTS_AGE
+
+    @functools.cached_property
+    def rules(self) -> Protego:
+        text, self.text = self.text, ""
+        return Protego.parse(rules_for(self.user_agent, text))
+
+
 class RobotsAway(CrawlError):
-    """A robots.txt cannot be read now, so nobody knows what is allowed."""
+    """A robots.txt cannot be read now, so nobody knows what is allowed. Its host asks for so many seconds of rest."""
 
-    def __init__(self, message: str, retry_after: float = 0):
+    def __init__(self, message: str, host: str, retry_after: float = 0):
         super().__init__(message)
-        self.retry_after = retry_after
+        self.host, self.retry_after = host, retry_after
 
 
-def read_robots(url: str, user_agent: str, auth: httpx.Auth | None = None) -> str:
-    """The rules of the URL's host. No robots.txt (4xx) allows all; RobotsAway from one that cannot say (5xx, 429)."""
-    robots = normalise("/robots.txt", url)
-    try:
-        response, body = asyncio.run(get_robots(robots, user_agent, auth))
-    except TimeoutError:
-        raise RobotsAway(f"{robots} cannot be read: it takes longer than {ROBOTS_TIMEOUT} s") from None
-    except httpx.HTTPError as error:
-        raise RobotsAway(f"{robots} cannot be read: {str(error) or type(error).__name__}") from None
-    if response.status_code >= 500 or response.status_code == 429:
+def read_robots(
+    url: str, user_agent: str, auth: httpx.Auth | None = None, take_turn: Callable[[str], None] = lambda _host: None
+) -> str:
+    """The rules of the URL's host. No robots.txt (4xx) allows all; RobotsAway from one that cannot say (5xx, 429).
+
+    It is followed where it leads, as often as the standard (RFC 9309) asks for; `take_turn` waits for the host there.
+    """
+    robots, left = normalise("/robots.txt", url), ROBOTS_TIMEOUT
+    for _ in range(MOST_HOPS):
+        began = time.monotonic()
+        try:
+            response, body = asyncio.run(get_robots(robots, user_agent, auth, left))
+        except TimeoutError:
+            told = f"{robots} cannot be read: it takes longer than {ROBOTS_TIMEOUT} s"
+            raise RobotsAway(told, host_of(robots)) from None
+        except httpx.HTTPError as error:
+            told = f"{robots} cannot be read: {str(error) or type(error).__name__}"
+            raise RobotsAway(told, host_of(robots)) from None
+        left -= time.monotonic() - began
+        target = response.has_redirect_location and normalise(response.headers.get_list("Location")[0], robots)
+        if not target or len(target) > LONGEST_URL:
+            break
+        take_turn(host_of(target))
+        robots = target
+    if response.is_success:
+        return read_rules(body)
+    outcome, rest = outcome_of(response)
+    if outcome != "broken":
         told = f"{robots} answers {response.status_code}, so nobody knows what it allows"
-        raise RobotsAway(told, retry_after(response))
-    return read_rules(body) if response.is_success else ""
+        raise RobotsAway(told, host_of(robots), rest)
+    return ""
 
 
 def read_rules(body: bytes) -> str:
@@ -2012,17 +2188,58 @@ def read_rules(body: bytes) -> str:
     return text.lstrip("\ufeff").replace("\0", "")
 
 
-async def get_robots(url: str, user_agent: str, auth: httpx.Auth | None) -> tuple[httpx.Response, bytes]:
-    """The answer, after as many redirects as the standard (RFC 9309) asks for, and its body."""
-    client = httpx.AsyncClient(headers=headers_of(user_agent), auth=auth, timeout=None)
-    async with asyncio.timeout(ROBOTS_TIMEOUT), client:
-        for _ in range(MOST_HOPS):
-            async with asked(client, url) as response:
-                target = response.has_redirect_location and normalise(response.headers["Location"], url)
-                if not target:
-                    return response, await read_up_to(MOST_ROBOTS, response)
-            url = target
-        return response, b""
+NAMES, OF_ALL = ("user-agent", "useragent", "user agent"), ("sitemap", "sitemaps", "site-map", "host")
+OF_ROBOT = ("allow", "disallow", "crawl-delay", "request-rate", "visit-time")
+
+
+def rules_for(user_agent: str, text: str) -> str:
+    """A robots.txt. Of one that gives many robots many rules no more than what is said to this one.
+
+    Its parser makes a rule for each robot of a group: tens of millions, of half a million bytes.
+    """
+    lines = [(line, *directive_of(line)) for line in text.splitlines()]
+    names = [value for _, kind, value in lines if kind in NAMES]
+    if len(names) * len(lines) <= MOST_PAIRS:
+        return text
+    ours = max(dict.fromkeys(names), key=functools.partial(fit_of, user_agent.lower()), default="")
+    fits = fit_of(user_agent.lower(), ours)
+    kept, is_ours, was_name = [], False, False
+    for line, kind, value in lines:
+        if kind in NAMES:
+            is_ours = value == ours or (is_ours and was_name)
+        elif kind in OF_ALL:
+            kept.append(line)
+        elif is_ours and fits and kind:
+            kept += [f"User-agent: {ours}"] * was_name + [line]
+        was_name = kind in NAMES or (was_name and (not kind or kind in OF_ALL))
+    return "\n".join(kept)
+
+
+def directive_of(line: str) -> tuple[str, str]:
+    """What a line of a robots.txt is about, and its value, in small letters; empty when it says nothing."""
+    line = line.partition("#")[0].strip().lower()
+    kind, found, value = line.partition(":")
+    if not found:
+        kind, _, value = line.partition(" ")
+        kind = kind if kind in (*NAMES, *OF_ALL, *OF_ROBOT) else ""
+    kind, value = kind.strip(), value.strip()
+    return kind, value.replace("*", "") or value[:1] if kind in NAMES else value
+
+
+def fit_of(robot: str, name: str) -> int:
+    """How well a name in a robots.txt is the robot's, as its parser has it; 0: it is not."""
+    if name == "*" or name not in robot:
+        return int(name == "*")
+    return len(name) if re.search(rf"(?<![\w-]){re.escape(name)}", robot) else 0
+
+
+async def get_robots(
+    url: str, user_agent: str, auth: httpx.Auth | None, seconds: float
+) -> tuple[httpx.Response, bytes]:
+    """The answer and its body, if that is no redirect's."""
+    client = Client(headers=headers_of(user_agent), auth=auth, timeout=None)
+    async with asyncio.timeout(seconds), client, asked(client, url) as response:
+        return response, b"" if response.has_redirect_location else await read_up_to(MOST_ROBOTS, response)
 
 
 def delay_of(robots: Protego, user_agent: str) -> float:
@@ -2346,6 +2563,18 @@ def fate_of(record: dict) -> str:
     return "redirect" if 300 <= (record["status"] or 0) < 400 else "fetched"
 
 
+def others_at(state: Path, seeds: Iterable[str]) -> Iterator[str]:
+    """What there is to say of crawls whose states lie beside this one, and which ask the seeds' hosts as well."""
+    hosts, lately = {host_of(seed) for seed in seeds}, time.time() - SILENCE
+    for file in itertools.islice(state.absolute().parent.glob(f"*/{HOSTS}"), 100):
+        if file.parent == state.absolute():
+            continue
+        with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(file, timeout=1)) as db:
+            for [name] in db.execute("SELECT name FROM host WHERE asked > ?", (lately,)):
+                if name in hosts:
+                    yield f"{name} is asked by the crawl of {file.parent} as well, and gets the requests of both"
+
+
 def make_report(crawl: Crawl, seeds: list[str], seconds: float, before: dict, after: dict) -> dict:
     """What the crawl came to: pages and rate of this run; counts and lists of all runs."""
     pages = after["closed_task_count"] - before["closed_task_count"]
@@ -2437,7 +2666,7 @@ def describe_hosts(crawl: Crawl) -> list[dict]:
             "host": host.name,
             "pages": host.pages,
             "seconds_per_page": round(host.seconds / max(host.pages, 1), 3),
-            "away_for": round(now - host.away_since) if host.away_since else 0,
+            "away_for": round(max(0, now - host.away_since)) if host.away_since else 0,
             "rests_for": round(max(0, host.rests_until - now)),
             "trouble": host.trouble,
         }
@@ -2525,7 +2754,7 @@ def print_list(kind: str, lines: Iterator[str], count: int) -> None:
 
 def report_command(words: list[str]) -> int:
     """crawl.py report: what the records of a crawl tell, also while it goes on."""
-    parser = argparse.ArgumentParser(prog="crawl.py report", description="Tell what a crawl has come to by now.")
+    parser = Parser(prog="crawl.py report", description="Tell what a crawl has come to by now.")
     parser.add_argument("state", metavar="DIR", type=Path, help="the crawl's --state")
     parser.add_argument("--json", action="store_true", help="as JSON; with --pages a line a page")
     parser.add_argument("--pages", action="store_true", help="what has become of every page that is known")
@@ -2551,12 +2780,24 @@ LINKS_FOLLOWED = "A page is a URL" + (__doc__ or "").partition("\nA page is a UR
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
+        prog="crawl.py",
+        usage="crawl.py SEED_URL... [OPTION...]\n       crawl.py report DIR [--json] [--pages]",
         description="Crawl web sites with several workers that share the work through a task tracker.",
         epilog="The same command goes on with a crawl that was interrupted.\n\n" + LINKS_FOLLOWED,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add = parser.add_argument
+    for title, add_options in OPTIONS.items():
+        add_options(parser.add_argument_group(title).add_argument)
+    args = parser.parse_args()
+    try:
+        check_arguments(args)
+    except (ValueError, OSError, CrawlError) as error:
+        parser.error(str(error))
+    return args
+
+
+def add_seeds(add: Add) -> None:
     add("seeds", metavar="SEED_URL", nargs="*", help="a first page; several may be given")
     add("--seeds", metavar="FILE", type=Path, dest="seeds_file", help="with more of them, one a line; # is a comment")
     add(
@@ -2567,18 +2808,12 @@ def parse_arguments() -> argparse.Namespace:
         help="a sitemap (or an index of some, or lines of URLs)",
     )
     add("--robots-sitemaps", action="store_true", help="crawl the sitemaps that robots.txt names, too")
-    add("--server", metavar="URL", default="http://127.0.0.1:3010", help="the tracker (default: %(default)s)")
-    add("--workers", metavar="N", type=int, default=4, help="worker processes (default: %(default)s)")
     add(
-        "--rate",
-        metavar="PAGES_PER_SECOND",
-        type=float,
-        default=5.0,
-        help="most from one host, which is asked for one page at a time, with this pause between; 0: without a pause"
-        " (default: %(default)s)",
+        "--again", metavar="DIR", type=Path, help="the --state of an earlier crawl: ask only for what has changed since"
     )
-    add("--contact", metavar="TEXT", help="an address or a URL by which a site can reach you; needed on the real web")
-    add("--user-agent", metavar="TEXT", help=f"what the crawler calls itself (default: {USER_AGENT} and the contact)")
+
+
+def add_scope(add: Add) -> None:
     add(
         "--scope",
         choices=("host", "domain", "prefix"),
@@ -2595,6 +2830,11 @@ def parse_arguments() -> argparse.Namespace:
         help="follow no links but those whose whole URL is the pattern, in which * is anything; may be repeated",
     )
     add("--exclude", metavar="PATTERN", action="append", default=[], help="follow none of these, likewise")
+    add("--ignore-nofollow", action="store_true", help="follow links that the site wants followed by no robot")
+    add("--parts", action="store_true", help="fetch what pages are shown with, too: images, scripts, style sheets, …")
+
+
+def add_limits(add: Add) -> None:
     add("--max-depth", metavar="N", type=int, default=math.inf, help="links between a seed and a page, at most")
     add(
         "--max-pages", metavar="N", type=int, default=math.inf, help="end after so many requests for pages, of all runs"
@@ -2605,15 +2845,23 @@ def parse_arguments() -> argparse.Namespace:
         metavar="N",
         type=int,
         default=10_000,
-        help="pages that differ in nothing but their query, or the date in their path; more are a trap, and left out"
-        " (default: %(default)s)",
+        help="pages that differ in nothing but their query, or the date in their path, and hosts of --scope domain;"
+        " more are a trap, and left out (default: %(default)s)",
     )
-    add("--project", metavar="NAME", help="the tracker's project, made if needed (default: crawl-HOST)")
-    add("--manager", metavar="NAME", help="the manager that sets the crawl up; needed once")
-    add("--password-file", metavar="FILE", type=Path, help="with its password (else TRACKER_PASSWORD or a prompt)")
-    add("--register", action="store_true", help="make this manager if it cannot log in: for a new tracker")
-    add("--state", metavar="DIR", type=Path, help="for credentials and records (default: the project's name)")
-    add("--report", metavar="FILE", type=Path, help="write the report as JSON, too")
+    add("--max-body", metavar="BYTES", type=int, default=10 * 2**20, help="of one page, the rest is cut off (10 MiB)")
+
+
+def add_politeness(add: Add) -> None:
+    add(
+        "--rate",
+        metavar="PAGES_PER_SECOND",
+        type=float,
+        default=5.0,
+        help="most from one host, which is asked for one page at a time, with this pause between; 0: without a pause."
+        " Crawls with another --state know nothing of it (default: %(default)s)",
+    )
+    add("--contact", metavar="TEXT", help="an address or a URL by which a site can reach you; needed on the real web")
+    add("--user-agent", metavar="TEXT", help=f"what the crawler calls itself (default: {USER_AGENT} and the contact)")
     add(
         "--login",
         metavar="FILE",
@@ -2626,30 +2874,47 @@ def parse_arguments() -> argparse.Namespace:
         type=Path,
         help="cookies to send, as browsers and curl write them (Netscape's format)",
     )
-    add("--ignore-nofollow", action="store_true", help="follow links that the site wants followed by no robot")
-    add("--warc", metavar="DIR", type=Path, help="keep what is fetched there, as WARC 1.1")
-    add("--save", metavar="DIR", type=Path, help="keep what is fetched there, as files")
-    add(
-        "--again", metavar="DIR", type=Path, help="the --state of an earlier crawl: ask only for what has changed since"
-    )
-    add("--parts", action="store_true", help="fetch what pages are shown with, too: images, scripts, style sheets, …")
+
+
+def add_patience(add: Add) -> None:
     add("--timeout", metavar="SECONDS", type=float, default=10, help="for one page (default: %(default)s)")
+    add("--max-retries", metavar="N", type=int, default=4, help="attempts at a page that does not answer (default: 4)")
+    add("--max-assign-time", metavar="SECONDS", type=int, default=30, help="then a lost page comes back (default: 30)")
     add(
         "--host-patience",
         metavar="SECONDS",
         type=float,
         default=3 * 86400,
-        help="for a host that does not answer, whose pages then fail (default: 3 days)",
+        help="for a host that does not answer, whose pages then fail; a rest that it asks for, of 30 days at most,"
+        " comes on top (default: 3 days)",
     )
-    add("--max-body", metavar="BYTES", type=int, default=10 * 2**20, help="of one page, the rest is cut off (10 MiB)")
-    add("--max-assign-time", metavar="SECONDS", type=int, default=30, help="then a lost page comes back (default: 30)")
-    add("--max-retries", metavar="N", type=int, default=4, help="attempts at a page that does not answer (default: 4)")
-    args = parser.parse_args()
-    try:
-        check_arguments(args)
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
-    return args
+
+
+def add_tracker(add: Add) -> None:
+    add("--server", metavar="URL", default="http://127.0.0.1:3010", help="the tracker (default: %(default)s)")
+    add("--workers", metavar="N", type=int, default=4, help="worker processes (default: %(default)s)")
+    add("--project", metavar="NAME", help="the tracker's project, made if needed (default: crawl-HOST)")
+    add("--manager", metavar="NAME", help="the manager that sets the crawl up; needed once")
+    add("--password-file", metavar="FILE", type=Path, help="with its password (else TRACKER_PASSWORD or a prompt)")
+    add("--register", action="store_true", help="make this manager if it cannot log in: for a new tracker")
+
+
+def add_output(add: Add) -> None:
+    add("--state", metavar="DIR", type=Path, help="for credentials and records (default: the project's name)")
+    add("--report", metavar="FILE", type=Path, help="write the report as JSON, too")
+    add("--warc", metavar="DIR", type=Path, help="keep what is fetched there, as WARC 1.1")
+    add("--save", metavar="DIR", type=Path, help="keep what is fetched there, as files")
+
+
+OPTIONS = {
+    "where it begins": add_seeds,
+    "what it follows": add_scope,
+    "how much": add_limits,
+    "to the hosts": add_politeness,
+    "when there is no answer": add_patience,
+    "the tracker": add_tracker,
+    "what it writes": add_output,
+}
 
 
 def check_arguments(args: argparse.Namespace) -> None:
@@ -2663,10 +2928,12 @@ def check_arguments(args: argparse.Namespace) -> None:
     if args.max_assign_time < 3 * args.timeout:
         raise ValueError("--max-assign-time must be at least 3 times --timeout, or slow pages are assigned twice")
     if args.seeds_file:
-        lines = args.seeds_file.read_text("utf-8-sig").splitlines()
+        lines = read_text(args.seeds_file).splitlines()
         args.seeds += [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
     if not args.seeds and not args.sitemap:
         raise ValueError("name a SEED_URL, or --seeds, or --sitemap")
+    if args.report and not args.report.absolute().parent.is_dir():
+        raise ValueError(f"argument --report: there is no folder {args.report.parent}")
     args.logins = read_logins(args)
     for name in ("seeds", "sitemap"):
         setattr(args, name, list(dict.fromkeys(normalise(http_url(url).href) for url in getattr(args, name))))
@@ -2689,6 +2956,13 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise ValueError("--user-agent and --contact: must be ASCII")
 
 
+def read_text(file: Path) -> str:
+    try:
+        return file.read_text("utf-8-sig")
+    except UnicodeDecodeError:
+        raise CrawlError(f"{file} is no text in UTF-8") from None
+
+
 def http_url(text: str) -> ada_url.URL:
     if not (url := resolve(text)):
         raise ValueError(f"{text} is not an http or https URL")
@@ -2701,8 +2975,8 @@ def read_logins(args: argparse.Namespace) -> tuple[tuple[str, str, str], ...]:
     if args.login:
         try:
             logins = [(host, name, password) for host, (name, _, password) in netrc.netrc(args.login).hosts.items()]
-        except netrc.NetrcParseError as error:
-            raise ValueError(f"argument --login: {error}") from None
+        except (netrc.NetrcParseError, UnicodeDecodeError) as error:
+            raise ValueError(f"argument --login: {args.login}: {error}") from None
     for url in map(http_url, args.seeds + args.sitemap):
         if url.username or url.password:
             logins.append((host_of(normalise(url.href)), unquote(url.username), unquote(url.password)))
@@ -2731,6 +3005,8 @@ def run(args: argparse.Namespace) -> int:
             earlier.update()
     if args.warc:
         mend(args.warc)
+    for told in others_at(args.state, args.seeds + args.sitemap):
+        say(f"{told}: they share no pause.")
     with Tracker(args.server, worker=workers[0], patience=0) as tracker:
         started, before = time.monotonic(), tracker.project(project)
         submit(tracker, crawl, args.seeds, found_on="", depth=0)

@@ -122,6 +122,10 @@ class MovedClock(tracker.Clock):
         return super().uptime() + self.passed
 
 
+for _wait in "connect", "read", "write", "pool":  # no test is about the five seconds, which pass on a loaded machine
+    setattr(httpx._config.DEFAULT_TIMEOUT_CONFIG, _wait, 90)
+
+
 def client(url: str, **options: Any) -> httpx.Client:
     """Somebody's HTTP client."""
     return httpx.Client(base_url=url, timeout=90, trust_env=False, **{"transport": Wire(), **options})

@@ -498,6 +498,17 @@ def test_a_chart_shows_the_chosen_time_and_the_value_under_the_pointer(week: Wee
     assert re.search(r"\d\d:\d\d.*\d", shown.text_content())
 
 
+def test_a_card_and_a_table_with_nothing_in_them_say_so_in_one_line(week: Week) -> None:
+    tab = week.tab()
+    page = tab.open(week.project("empty"))
+    for card in ("holders", "leaders", "runtime", "failures"):
+        assert page.locator(f"#{card}").bounding_box()["height"] < 45, card
+    tab.open(week.project("empty", "/jobs"))
+    expect(page.locator("#jobs thead")).to_be_hidden()
+    tab.open(week.project("website", "/jobs"))
+    expect(page.locator("#jobs thead")).to_be_visible()
+
+
 def test_a_project_is_paused_resumed_edited_and_reset(week: Week) -> None:
     tab = week.tab()
     page = tab.open(week.project("tiles"))

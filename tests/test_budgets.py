@@ -20,11 +20,9 @@ from place import OPERATIONS, Jobs, Memory, Place, call
 
 import budgets
 import limits
-import server
 import tracker
 from database import UPGRADES
 from limits import LARGEST_FLOOR
-from shares import Shares
 from tracker import FAIL, OK, shapes
 from writer import Committer, Write
 
@@ -1013,10 +1011,9 @@ def shown(site: Site, name: str) -> list[str]:
 
 
 def test_the_page_of_the_settings_shows_what_is_in_memory(
-    make_site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
+    make_site: Callable[..., Site],
 ) -> None:
-    monkeypatch.setattr(server, "ARRIVING", Shares(2**20))
-    site = make_site(max_waits=10, max_logins=4)
+    site = make_site(max_waits=10, max_logins=4, max_arriving=1)
     project = site.admin.create_project()
     worker = site.create_worker(project)
     waiting = threading.Thread(target=worker.assign, args=(project,), kwargs={"wait": 60})
@@ -1028,7 +1025,7 @@ def test_the_page_of_the_settings_shows_what_is_in_memory(
             b"POST /git/receivehook HTTP/1.1\r\nHost: x\r\nX-Hub-Signature-256: x\r\nContent-Length: 1000000\r\n\r\n"
             + body
         )
-        wait_until(lambda: shown(site, "requests that arrive")[2] == "50 %")
+        wait_until(lambda: shown(site, "max_arriving")[2] == "50 %")
     wait_until(lambda: shown(site, "max_waits") == ["1", "10", "10 %", "0"])
     assert shown(site, "max_logins") == ["0", "4", "0 %", "0"]
     wait_until(lambda: int(shown(site, "max_connections")[0]) >= 2)

@@ -421,6 +421,7 @@ def begun_at(address: str, path: str = "/worker/create", more: str = "") -> byte
 @pytest.fixture
 def arriving(monkeypatch: pytest.MonkeyPatch) -> Shares:
     """What is held of bodies: 300 KB at the most."""
+    monkeypatch.setattr(server, "bound_bodies", lambda settings: None)
     monkeypatch.setattr(server, "ARRIVING", Shares(300_000))
     return server.ARRIVING
 
@@ -440,7 +441,9 @@ def test_bodies_that_never_arrive_in_whole_are_bounded_in_memory(site: Site, arr
     held = hold(site, arriving, [""] * 4)
     with connect(site.url) as one_more:
         one_more.sendall(begun_at(""))
-        assert refused(503, "unavailable")(answers(one_more)[0])
+        answer = answers(one_more)[0]
+        assert refused(503, "unavailable")(answer)
+        assert "(max_arriving)" in answer[2]["message"]
     assert sent(site, CHUNKED + b"\r\n2\r\n{}\r\n0\r\n\r\n")[0][0] == 200
     for connection in held:
         connection.close()

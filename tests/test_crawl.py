@@ -448,6 +448,18 @@ def test_a_seed_that_robots_txt_forbids_is_refused(site, server, tmp_path):
     assert "The seed is left out: forbidden by robots.txt" in output
 
 
+@pytest.mark.parametrize("words", ["http://h/ --workers x", "", "http://h/ --rate -1", "report", "report x y"])
+def test_what_is_wrong_with_a_command_is_told_in_a_line(words, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["crawl.py", *words.split()])
+    with pytest.raises(SystemExit) as end:
+        crawl.main()
+    told = capsys.readouterr().err
+    command = "crawl.py report" if words.startswith("report") else "crawl.py"
+    assert end.value.code == 2
+    assert told.startswith(f"{command}: ") and told.endswith(f" (all options: {command} --help)\n")
+    assert told.count("\n") == 1
+
+
 def test_a_lease_too_short_for_slow_pages_is_refused(site, server, tmp_path):
     assert "at least 3 times --timeout" in refusal(site, server, tmp_path, "--max-assign-time", "5")
 

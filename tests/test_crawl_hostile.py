@@ -6,8 +6,11 @@ import contextlib
 import http
 import itertools
 import json
+import os
 import re
+import socket
 import socketserver
+import struct
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -38,16 +41,21 @@ def page(body: bytes | str, *headers: str) -> list[bytes]:
     return answer(body, *(headers or (HTML,)))
 
 
+RESET = None  # of the connection, in what a site sends
+
+
 class HostileSite(socketserver.ThreadingTCPServer):
-    """Sends what `answers` has for a path: bytes as they are, numbers as seconds of silence. One request a connection.
+    """Sends what `answers` has for a path: bytes as they are, numbers as seconds of silence; RESET: the connection.
+
+    One request a connection.
 
     A list of lists is one answer a request, the last one for ever. `asked` has the targets of the requests.
     """
 
     daemon_threads = allow_reuse_address = True
 
-    def __init__(self, answers: dict[str, Any]):
-        super().__init__(("127.0.0.1", 0), None)
+    def __init__(self, answers: dict[str, Any], address: tuple[str, int] = ("127.0.0.1", 0)):
+        super().__init__(address, None)
         self.answers, self.asked, self.heads = answers, [], []
         self.url = f"http://127.0.0.1:{self.server_address[1]}/"
 
@@ -60,6 +68,9 @@ class HostileSite(socketserver.ThreadingTCPServer):
             for piece in self.pieces(target):
                 if isinstance(piece, bytes):
                     request.sendall(piece)
+                elif piece is RESET:
+                    request.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    os.close(request.detach())
                 else:
                     time.sleep(piece)
 
@@ -82,8 +93,8 @@ class LeavingSite(HostileSite):
 
 
 @contextlib.contextmanager
-def serving(answers: dict[str, Any], kind: type[HostileSite] = HostileSite) -> Iterator[HostileSite]:
-    with kind(answers) as site:
+def serving(answers: dict[str, Any], kind: type[HostileSite] = HostileSite, *address: Any) -> Iterator[HostileSite]:
+    with kind(answers, *address) as site:
         threading.Thread(target=site.serve_forever, args=(0.02,), daemon=True).start()
         yield site
         site.shutdown()
@@ -256,6 +267,38 @@ def test_retry_after_is_read_as_seconds_or_as_a_date_of_the_sites_own_clock(
     assert crawl.retry_after(crawl.httpx.Response(429, headers=coded)) == seconds
 
 
+@pytest.mark.parametrize("sitemap", [0, 1])
+@pytest.mark.parametrize("status", [403, 408, 413, 425, 500, 501, 507])
+def test_whoever_says_when_to_come_again_is_left_alone_until_then(status: int, sitemap: int, tmp_path: Path) -> None:
+    sent = {"/a": answer("", "Retry-After: 3600", status=status), "/b": answer(status=status)}
+    with serving(sent) as site, working(site, tmp_path, timeout=9) as worker:
+        asked, plain = (worker.fetch(f"{site.url}{name}", found_on="", sitemap=sitemap) for name in "ab")
+    assert (asked.outcome, asked.retry_after) == ("refused", 3600)
+    assert plain.outcome == ("broken" if status in (403, 413) else "failed")
+
+
+@pytest.mark.parametrize("status", [403, 408, 425, 500])
+def test_a_robots_txt_that_is_to_be_had_later_is_asked_for_later(status: int) -> None:
+    later = answer("", "Retry-After: 3600", status=status)
+    with serving({"/robots.txt": later}) as site, pytest.raises(crawl.RobotsAway) as away:
+        crawl.read_robots(site.url, "tests")
+    assert away.value.retry_after == 3600
+
+
+@pytest.mark.parametrize(("asked_for", "delay"), [("60", 60), ("31536000", 86400), ("soon", None)])
+@pytest.mark.parametrize("sitemap", [0, 1])
+def test_where_a_redirect_leads_is_asked_for_when_it_says(
+    asked_for: str, delay: float | None, sitemap: int, tmp_path: Path
+) -> None:
+    moved = answer("", "Location: b", f"Retry-After: {asked_for}", status=301)
+    with serving({"/a": moved}) as site, working(site, tmp_path, timeout=9) as worker:
+        worker.crawl_page(f"{site.url}a", found_on="x", sitemap=sitemap)
+        [(_, submitted)] = [call for call in worker.calls if call[0] == "/task/bulk_submit"]
+    [task] = submitted["requests"]
+    assert json.loads(task["recipe"])["url"] == f"{site.url}b"
+    assert task.get("delay") == delay
+
+
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The crawler's clock, which stands still unless it is moved."""
@@ -288,6 +331,39 @@ def test_refusals_at_once_count_as_one_and_the_longest_rest_holds(hosts: crawl.H
     assert hosts.rest("h") == 90
 
 
+DAY = 86400
+
+
+@pytest.mark.parametrize(
+    ("rests", "granted"),
+    [([7 * DAY], 7), ([60, 7 * DAY], 7), ([7 * DAY, 7 * DAY], 7), ([31 * DAY], 0), ([0, 0], 0)],
+    ids=["a week", "a minute, then a week", "a week twice", "more than a month", "nothing"],
+)
+def test_the_longest_rest_that_a_host_asks_for_is_not_taken_from_the_patience_with_it(
+    rests: list[float], granted: float, hosts: crawl.Hosts, clock: list[float]
+) -> None:
+    for seconds in rests:
+        hosts.refuse("h", seconds, "busy")
+    clock[0] += 10 * DAY
+    assert hosts.away("h") == (10 - granted) * DAY
+    hosts.accept("h", "http://h/")
+    hosts.refuse("h", 5 * DAY, "busy")
+    clock[0] += 6 * DAY
+    assert hosts.away("h") == DAY
+
+
+def test_pages_come_back_after_a_rest_that_is_longer_than_the_patience(tmp_path: Path, clock: list[float]) -> None:
+    answers = {"/a": [answer("", "Retry-After: 604800", status=429), page("")]}
+    with serving(answers) as site, working(site, tmp_path, timeout=9, host_patience=3 * DAY) as worker:
+        put_off = give(worker, f"{site.url}a")
+        assert (put_off["result"], put_off["delay"]) == (library.SKIPPED, 7 * DAY)
+        clock[0] += 4 * DAY
+        assert give(worker, f"{site.url}a")["delay"] == 3 * DAY
+        clock[0] += 3 * DAY + 1
+        worker.hosts.keep_robots(site.url, "")
+        assert give(worker, f"{site.url}a")["result"] == library.DONE
+
+
 def test_after_a_rest_the_rate_begins_low_and_rises_with_each_page(hosts: crawl.Hosts, clock: list[float]) -> None:
     hosts.refuse("h", 80, "busy")
     began = []
@@ -296,7 +372,7 @@ def test_after_a_rest_the_rate_begins_low_and_rises_with_each_page(hosts: crawl.
             clock[0] += wait
             continue
         began.append(clock[0])
-        hosts.accept("h")
+        hosts.accept("h", "http://h/")
         hosts.leave("h")
     gaps = [round(later - earlier, 6) for earlier, later in itertools.pairwise(began)]
     assert began[0] == 10**9 + 80
@@ -331,6 +407,43 @@ def test_a_page_may_be_put_off_for_ever_by_a_host_that_answers_no_other(tmp_path
         for _ in range(2 * crawl.MOST_PUT_OFF):
             assert give(worker, f"{site.url}a")["result"] == library.SKIPPED
             worker.hosts.db.execute("UPDATE host SET rests_until = 0, next_turn = 0")
+
+
+def test_pages_that_are_always_refused_when_no_other_is_left_fail_in_the_end(tmp_path: Path) -> None:
+    answers = {"/a": answer(status=503), "/b": page("")}
+    with serving(answers) as site, working(site, tmp_path, timeout=9) as worker:
+        give(worker, f"{site.url}b")
+        results = []
+        while library.FAILED not in results and len(results) < 20:
+            results.append(give(worker, f"{site.url}a")["result"])
+            worker.hosts.db.execute("UPDATE host SET rests_until = 0, next_turn = 0, slow = 0")
+        assert results == [library.SKIPPED] * (crawl.MOST_PUT_OFF + 2) + [library.FAILED]
+        assert site.asked.count("/b") == 2
+
+
+def test_the_time_in_which_no_crew_was_there_is_not_taken_from_the_patience_with_a_host(
+    hosts: crawl.Hosts, clock: list[float]
+) -> None:
+    hosts.refuse("h", 0, "gone")
+    clock[0] += 2 + 4 * DAY
+    hosts.refuse("h", 0, "gone")
+    assert hosts.away("h") == 2 + crawl.LONGEST_REST
+    hosts.refuse("h", 7 * DAY, "busy")
+    clock[0] += 9 * DAY
+    hosts.refuse("h", 0, "gone")
+    assert hosts.away("h") == 2 + 2 * crawl.LONGEST_REST
+
+
+def test_a_machine_without_a_clock_that_starts_in_1970_breaks_no_rest_and_gives_up_no_host(
+    hosts: crawl.Hosts, clock: list[float]
+) -> None:
+    hosts.take_turn("h")
+    hosts.refuse("h", 3600, "busy")
+    clock[0] = 30
+    assert hosts.take_turn("h") == 3600
+    clock[0] = 10**9 + 60
+    assert hosts.take_turn("h") == 0
+    assert hosts.away("h") < DAY
 
 
 def test_a_second_start_goes_on_with_the_rest_that_the_first_was_asked_for(
@@ -525,6 +638,16 @@ def test_a_link_of_a_header_that_is_too_long_is_left_out(sent: list[bytes], tmp_
     assert (found.links, found.left_out) == ([], {"too long": 1})
 
 
+@pytest.mark.parametrize("location", ["x" * 70_000, "http://[", "http://h:99999/", "http://%/", "//", "\x7f://"])
+def test_a_redirect_to_what_is_no_url_is_one_to_nowhere(location: str, tmp_path: Path) -> None:
+    sent = answer("", f"Location: {location}", status=302)
+    with serving({"/a": sent, "/robots.txt": sent}) as site, working(site, tmp_path, timeout=9) as worker:
+        found = worker.fetch(f"{site.url}a", "x")
+        assert (found.outcome, found.status) == ("ok", 302)
+        assert not any(len(link) > crawl.LONGEST_URL for link in found.links)
+        assert crawl.read_robots(site.url, "tests") == ""
+
+
 def test_a_seed_that_cannot_be_asked_for_has_failed_and_is_in_the_records(tmp_path: Path) -> None:
     with serving({}) as site, working(site, tmp_path) as worker:
         released = give(worker, f"{site.url}{'x' * 70000}")
@@ -592,7 +715,7 @@ def test_a_robots_txt_that_cannot_be_had_now_has_its_host_left_alone(
 
 def test_a_robots_txt_is_read_when_its_host_is_first_met_and_after_a_day_again(tmp_path: Path) -> None:
     answers = {"/robots.txt": answer(RULES), "/a": page(""), "/b": page("")}
-    with serving(answers) as site, working(site, tmp_path) as worker:
+    with serving(answers) as site, working(site, tmp_path, timeout=9) as worker:
         worker.hosts.db.execute("UPDATE robots SET read_at = read_at - 86401")
         for path in ("a", "b", "a"):
             assert give(worker, f"{site.url}{path}")["result"] == library.DONE
@@ -601,6 +724,65 @@ def test_a_robots_txt_is_read_when_its_host_is_first_met_and_after_a_day_again(t
         worker.hosts.db.execute("UPDATE robots SET read_at = read_at - 86401")
         give(worker, f"{site.url}a")
         assert site.asked[3:] == ["/robots.txt", "/a"]
+
+
+AGENT = "tests/1.0 (me@example.org)"
+GROUPS = {  # a robots.txt and the paths that it forbids
+    "ours": "User-agent: tests\nDisallow: /a\nUser-agent: *\nDisallow: /b",
+    "of all": "User-agent: *\nDisallow: /b\nUser-agent: other\nDisallow: /a",
+    "of several": "User-agent: other\n\nSitemap: http://h/s\nUser-agent: TESTS # us\nDisallow: /a",
+    "ours twice": "User-agent: tests\nDisallow: /a\nUser-agent: other\nDisallow: /c\nUser-agent: tests*\nDisallow: /b",
+    "of none": "Disallow: /a\nUser-agent:\nDisallow: /b\nUser-agent: attests\nDisallow: /c",
+    "the better name": "User-agent: tests/1\nAllow: /a\nUser-agent: tests\nDisallow: /a",
+    "without colons": "User-agent tests\nwhat is this\nUser-agent other\nDisallow /a\nCrawl-delay 4",
+    "nothing": "",
+}
+
+
+@pytest.mark.parametrize("text", GROUPS.values(), ids=GROUPS)
+def test_what_a_robots_txt_says_to_others_may_be_left_out(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = crawl.Protego.parse(text)
+    monkeypatch.setattr(crawl, "MOST_PAIRS", -1)
+    ours = crawl.Protego.parse(crawl.rules_for(AGENT, text))
+    for path in "abcd":
+        assert ours.can_fetch(f"http://h/{path}", AGENT) == whole.can_fetch(f"http://h/{path}", AGENT)
+    assert ours.crawl_delay(AGENT) == whole.crawl_delay(AGENT)
+    assert list(ours.sitemaps) == list(whole.sitemaps)
+
+
+def test_a_robots_txt_of_many_names_with_many_rules_is_read_as_what_it_says_to_us() -> None:
+    names, rules = ("".join(f"{kind}: x{number}\n" for number in range(9000)) for kind in ("User-agent", "Disallow"))
+    known = crawl.Robots(time.time(), f"User-agent: tests\n{names}{rules}Disallow: /a", AGENT)
+    assert len(known.rules._user_agents) == 1
+    assert not known.rules.can_fetch("http://h/a", AGENT)
+
+
+def test_links_beyond_those_that_many_rules_are_read_for_wait_for_their_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(crawl, "MOST_RULES_READ", 2 * len(RULES))
+    html = "".join(f"<a href=/b{number}>" for number in range(4))
+    with serving({"/a": page(html)}) as site, working(site, tmp_path, robots=RULES, timeout=9) as worker:
+        found = worker.crawl_page(f"{site.url}a", "x")
+        assert found.left_out == {"forbidden by robots.txt": 2}
+        assert give(worker, f"{site.url}b3")["result"] == library.DONE
+        assert site.asked == ["/a"]
+
+
+def test_of_long_rules_few_are_kept_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crawl, "MOST_RULES_KNOWN", 2 * len(RULES))
+    with serving({}) as site, working(site, tmp_path) as worker:
+        for number in range(4):
+            worker.hosts.keep_robots(f"http://h{number}/", RULES)
+            assert worker.robots_of(f"http://h{number}/b")
+        assert list(worker.rules) == ["http://h2/", "http://h3/"]
+
+
+def test_a_robots_txt_that_another_clock_has_read_in_the_future_is_read_again(tmp_path: Path) -> None:
+    with serving({"/robots.txt": answer(RULES)}) as site, working(site, tmp_path, timeout=9) as worker:
+        worker.hosts.db.execute("UPDATE robots SET read_at = read_at + 90000")
+        assert give(worker, f"{site.url}b")["result"] == library.DONE
+        assert site.asked == ["/robots.txt"]
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 410])

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import gzip
 import json
+import math
 import os
 import signal
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from test_crawl import get_project, give, read_report, run_crawl, start_crawl, working
-from test_crawl_hostile import HostileSite, answer, page, serving
+from test_crawl_hostile import HTML, RESET, START, HostileSite, answer, page, serving
 
 import tracker
 import worker as library
@@ -29,6 +32,11 @@ def told_of(worker: crawl.Worker) -> dict[str, Any]:
     with contextlib.closing(crawl.Index(worker.crawl.records)) as index:
         index.update()
         return crawl.summary(index, worker.crawl.records)
+
+
+def pages_asked(site: HostileSite) -> list[str]:
+    """All that was asked for but robots.txt, which each worker reads for itself."""
+    return sorted(target for target in site.asked if target != "/robots.txt")
 
 
 # ── Scope ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -154,6 +162,10 @@ def test_a_page_that_a_new_pattern_leaves_out_is_not_asked_for_though_it_waits(t
         ("http://h/a;jsessionid=0123456789ABCDEF", "http://h/a"),
         ("http://h/a;JSessionID=01/b", "http://h/a/b"),
         ("http://h/a?ASPSESSIONIDQQ=ABCDEFGHIJKLMNOPQRST", "http://h/a"),
+        ("http://h/(S(lit3py55t21z5v55vlm25s55))/a", "http://h/a"),
+        ("http://h/x/(X(1)S(lit3py55t21z5v55vlm25s55))/a?b", "http://h/x/a?b"),
+        ("http://h/(see)/a", "http://h/(see)/a"),
+        ("http://h/(S(1))", "http://h/(S(1))"),
         ("http://h/a?sid=12/34", "http://h/a?sid=12/34"),
         ("http://h/a?sid=7", "http://h/a?sid=7"),
         ("http://h/a?id=0123456789abcdef", "http://h/a?id=0123456789abcdef"),
@@ -170,6 +182,17 @@ def test_pages_that_differ_in_the_query_or_a_date_are_asked_for_up_to_a_limit(tm
             assert give(one, f"{site.url}{path[1:]}")["result"] == library.DONE
         assert site.asked == ["/a?n=0", "/a?n=1", "/cal/2020-05/1", "/cal/2021-05/1", "/1", "/2", "/3"]
         assert told_of(one)["left_out"] == {"too many that differ in the query or a date": 4}
+
+
+def test_hosts_of_a_domain_are_asked_up_to_a_limit_besides_those_that_were_named(tmp_path: Path) -> None:
+    with working("http://h.example/", tmp_path, max_variants=2) as one:
+        one.crawl = dataclasses.replace(one.crawl, scope=crawl.Scope.around("domain", ["http://h.example/"]))
+        reasons = []
+        for name in ("h", "a", "b", "c", "a"):
+            reasons.append(one.against(f"http://{name}.h.example/", depth=1))
+            if not reasons[-1]:
+                one.hosts.take_turn(f"{name}.h.example")
+        assert reasons == ["", "", "", "too many hosts of a domain", ""]
 
 
 class Endless(HostileSite):
@@ -212,7 +235,7 @@ def test_a_crawl_ends_after_so_many_pages_and_a_larger_number_goes_on(tmp_path: 
         code, output, errors = run_crawl(site, server, tmp_path, "--max-pages", "4")
         assert code == 0, errors
         assert "Ended by --max-pages" in output
-        assert len([target for target in site.asked if target != "/robots.txt"]) == 4
+        assert len(pages_asked(site)) == 4
         assert run_crawl(site, server, tmp_path, password=False)[0] == 0
     assert sorted(set(site.asked)) == sorted({"/robots.txt", "/site/9.html", *chain(9)})
 
@@ -335,8 +358,8 @@ def test_a_crawl_begins_at_a_sitemap_and_those_that_it_names(tmp_path: Path) -> 
         arguments = ["--sitemap", f"{url}all.xml", "--scope", "host"]
         code, _, errors = run_crawl(site, server, tmp_path, *arguments, seeds=[])
     assert code == 0, errors
-    assert sorted(site.asked) == sorted(["/robots.txt", "/all.xml", "/1.xml.gz", "/2.txt", "/a", "/b", "/c"])
-    assert read_report(tmp_path)["left_out"] == {"out of scope": 1}
+    assert pages_asked(site) == sorted(["/all.xml", "/1.xml.gz", "/2.txt", "/a", "/b", "/c"])
+    assert read_report(tmp_path)["left_out"] == {"out of scope": 1, crawl.ODD_SITEMAP: 1}
 
 
 @pytest.mark.parametrize("option", [["--robots-sitemaps"], []])
@@ -361,7 +384,7 @@ def test_seeds_come_from_a_file_as_well(tmp_path: Path) -> None:
         options = ["--seeds", tmp_path / "seeds", "--scope", "host"]
         code, _, errors = run_crawl(site, server, tmp_path, *options, seeds=["c"])
     assert code == 0, errors
-    assert sorted(site.asked) == ["/a", "/b", "/c", "/robots.txt"]
+    assert pages_asked(site) == ["/a", "/b", "/c"]
 
 
 # ── Hosts ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -450,12 +473,90 @@ def test_a_host_that_is_away_is_left_alone_and_its_pages_lose_no_attempt(
     assert len(said) == 1 and "is left alone until" in said[0] and error in said[0]
 
 
-def test_a_host_that_answers_no_page_in_time_is_away_after_some(tmp_path: Path) -> None:
-    with serving({f"/{n}": [1] for n in range(9)}) as site, working(site.url, tmp_path, timeout=0.1) as one:
-        results = []
-        for number in range(crawl.MOST_SILENT + 1):
-            results.append(give(one, f"{site.url}{number}")["result"])
-    assert results == [library.FAILED] * (crawl.MOST_SILENT - 1) + [library.SKIPPED] * 2
+def test_a_host_that_speaks_no_tls_is_away(tmp_path: Path) -> None:
+    with serving({}) as site:
+        url = site.url.replace("http:", "https:")
+        with working(url, tmp_path) as one:
+            assert give(one, f"{url}a")["result"] == library.SKIPPED
+            assert one.hosts.away("127.0.0.1") > 0
+
+
+FAILURES = {  # how a page fails
+    "silence": [0.5],
+    "a body that drips": [START, b"\r\n", *[b"x", 0.04] * 9],
+    "a reset": [RESET],
+    "a reset in the body": [START, b"\r\nx", 0.01, RESET],
+    "nothing": [],
+    "what is no HTTP": [b"220 smtp.example.org ESMTP\r\n"],
+    "half a body": [START, b"Content-Length: 99\r\n\r\nx"],
+    "what is no gzip": answer("x", HTML, "Content-Encoding: gzip"),
+    "500": answer("", HTML, status=500),
+}
+
+
+def give_all(one: crawl.Worker, site: HostileSite, *paths: str) -> list[int]:
+    """How the pages of a site are released, if no time passes for its host."""
+    results = []
+    for path in paths:
+        one.hosts.db.execute("UPDATE host SET rests_until = 0, next_turn = 0")
+        results.append(give(one, f"{site.url}{path}")["result"])
+    return results
+
+
+@pytest.mark.parametrize("failure", FAILURES.values(), ids=FAILURES)
+def test_a_host_from_which_nothing_but_failures_comes_is_away_and_its_pages_lose_no_attempt(
+    failure: list[Any], tmp_path: Path
+) -> None:
+    with serving({"/a": failure}) as site, working(site.url, tmp_path, timeout=0.1, host_patience=3600) as one:
+        assert give_all(one, site, *"aaaaa") == [library.FAILED] * (crawl.MOST_SILENT - 1) + [library.SKIPPED]
+        assert one.hosts.rest("127.0.0.1") > 1
+        one.hosts.db.execute("UPDATE host SET away_since = away_since - 3601")
+        assert give(one, f"{site.url}b")["result"] == library.FAILED
+        assert "/b" not in site.asked
+
+
+@pytest.mark.parametrize("failure", [FAILURES["nothing"], FAILURES["500"]], ids=["nothing", "500"])
+def test_pages_that_fail_one_after_the_other_fail_for_themselves_while_their_host_answers_for_another(
+    failure: list[Any], tmp_path: Path
+) -> None:
+    with serving({"/a": failure, "/good": page("")}) as site, working(site.url, tmp_path, timeout=9) as one:
+        give(one, f"{site.url}good")
+        round = [library.FAILED] * (crawl.MOST_SILENT - 1) + [library.SKIPPED] * 2
+        assert give_all(one, site, *"aaaaaa" * 2) == round * 2
+        assert site.asked == ["/good", *["/a"] * 5, "/good", *["/a"] * 5, "/good"]
+        assert one.hosts.away("127.0.0.1") == 0
+
+
+def test_a_host_that_does_not_even_answer_for_what_it_had_answered_is_away(tmp_path: Path) -> None:
+    answers = {"/a": answer(status=500), "/good": [page(""), answer(status=500)]}
+    with serving(answers) as site, working(site.url, tmp_path, timeout=9, host_patience=3600) as one:
+        give(one, f"{site.url}good")
+        assert give_all(one, site, *"aaaaaaaa")[-3:] == [library.SKIPPED] * 3
+        assert site.asked[-3:] == ["/good"] * 3
+        assert one.hosts.away("127.0.0.1") > 0
+        one.hosts.db.execute("UPDATE host SET away_since = away_since - 3601")
+        assert give_all(one, site, "a") == [library.FAILED]
+
+
+def test_a_host_is_not_asked_again_for_what_its_robots_txt_forbids_by_now(tmp_path: Path) -> None:
+    answers = {"/a": answer(status=500), "/good": page("")}
+    with serving(answers) as site, working(site.url, tmp_path, timeout=9) as one:
+        give(one, f"{site.url}good")
+        one.hosts.keep_robots(site.url, "User-agent: *\nDisallow: /good")
+        one.rules.clear()
+        give_all(one, site, *"aaaaaaa")
+        assert site.asked == ["/good", *["/a"] * 7]
+
+
+def test_what_an_earlier_version_has_known_of_hosts_is_known(tmp_path: Path) -> None:
+    with contextlib.closing(crawl.Hosts(tmp_path / "h")) as hosts:
+        hosts.refuse("a", 60, "busy")
+        for column in ("good", "granted"):
+            hosts.db.execute(f"ALTER TABLE host DROP COLUMN {column}")
+    with contextlib.closing(crawl.Hosts(tmp_path / "h")) as hosts:
+        assert hosts.rest("a") > 50
+        hosts.accept("a", "http://a/")
+        assert hosts.read("name = 'a'")[0].good == "http://a/"
 
 
 def test_a_host_that_stays_away_fails_its_pages_in_the_end(tmp_path: Path) -> None:
@@ -474,7 +575,7 @@ def test_a_host_that_asks_for_ever_more_time_fails_its_pages_in_the_end(tmp_path
     busy = answer("wait", "Retry-After: 5", status=503)
     with serving({"/a": busy}) as site, working(site.url, tmp_path, host_patience=3600) as one:
         assert give(one, f"{site.url}a")["result"] == library.SKIPPED
-        one.hosts.db.execute("UPDATE host SET away_since = away_since - 3601, rests_until = 0, next_turn = 0")
+        one.hosts.db.execute("UPDATE host SET away_since = away_since - 3606, rests_until = 0, next_turn = 0")
         assert give(one, f"{site.url}a")["result"] == library.FAILED
 
 
@@ -515,6 +616,43 @@ def test_a_robots_txt_may_be_elsewhere_and_one_that_is_nowhere_is_none() -> None
         site.answers["/robots.txt"] = answer("", "Location: 1", status=302)
         assert "/x" in crawl.read_robots(site.url, "tests")
         site.answers["/robots.txt"] = answer("", "Location: robots.txt", status=302)
+        assert crawl.read_robots(site.url, "tests") == ""
+
+
+@contextlib.contextmanager
+def robots_elsewhere(folder: Path, **answers: list[bytes]) -> Iterator[tuple[crawl.Worker, HostileSite]]:
+    """A worker that knows no robots.txt yet of a site at which that leads to another host."""
+    with serving({"/a": page("")} | {f"/{name}": sent for name, sent in answers.items()}) as site:
+        elsewhere = site.url.replace("127.0.0.1", "localhost")
+        site.answers["/robots.txt"] = answer("", f"Location: {elsewhere}rules", status=301)
+        with working(site.url, folder, timeout=9) as one:
+            one.hosts.db.execute("DELETE FROM robots")
+            yield one, site
+
+
+def test_a_robots_txt_elsewhere_waits_for_the_turn_of_its_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crawl, "ROBOTS_TIMEOUT", 0.5)
+    with robots_elsewhere(tmp_path, rules=answer("")) as (one, site), contextlib.closing(one.crawl.hosts()) as other:
+        other.take_turn("localhost", seconds=60)
+        assert give(one, f"{site.url}a")["result"] == library.SKIPPED
+        assert site.asked == ["/robots.txt"]
+        monkeypatch.setattr(crawl, "ROBOTS_TIMEOUT", 9)
+        other.leave("localhost")
+        assert give_all(one, site, "a") == [library.DONE]
+        assert site.asked == ["/robots.txt"] * 2 + ["/rules", "/a"]
+        assert other.take_turn("localhost") == 0
+
+
+def test_both_hosts_rest_when_the_one_that_has_the_robots_txt_of_the_other_asks_for_it(tmp_path: Path) -> None:
+    busy = answer("", "Retry-After: 3600", status=503)
+    with robots_elsewhere(tmp_path, rules=busy) as (one, site):
+        assert give(one, f"{site.url}a")["result"] == library.SKIPPED
+        assert min(map(one.hosts.rest, ("127.0.0.1", "localhost"))) > 3590
+        assert site.asked == ["/robots.txt", "/rules"]
+
+
+def test_a_robots_txt_that_leads_to_what_is_too_long_is_none() -> None:
+    with serving({"/robots.txt": answer("", f"Location: /{'x' * 70_000}", status=301)}) as site:
         assert crawl.read_robots(site.url, "tests") == ""
 
 
@@ -640,6 +778,54 @@ def test_sigterm_ends_a_crawl_as_ctrl_c_does(tmp_path: Path) -> None:
         output, errors = process.communicate(timeout=60)
         assert process.returncode == 130 and "Interrupted" in output, errors
         assert get_project(server)["assigned_task_count"] == 0
+
+
+def test_a_host_that_moves_to_another_address_is_asked_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    addresses, look_up = ["127.0.0.1"], socket.getaddrinfo
+    monkeypatch.setattr(socket, "getaddrinfo", lambda _host, *more, **how: look_up(addresses[0], *more, **how))
+    with serving({"/a": page("")}) as old:
+        url, port = old.url.replace("127.0.0.1", "moving.invalid"), old.server_address[1]
+        with working(url, tmp_path, timeout=9) as one:
+            assert give(one, f"{url}a")["result"] == library.DONE
+            old.shutdown()
+            old.server_close()
+            assert give(one, f"{url}b")["result"] == library.SKIPPED
+            addresses[:] = ["127.0.0.2"]
+            with serving({"/b": page("")}, HostileSite, ("127.0.0.2", port)):
+                one.hosts.db.execute("UPDATE host SET rests_until = 0, next_turn = 0")
+                assert give(one, f"{url}b")["result"] == library.DONE
+            assert one.hosts.away("moving.invalid") == 0
+
+
+def test_an_hour_without_the_tracker_is_waited_for_by_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, asked = [0.0], []
+
+    def send(_method: str, url: str, **_how: Any) -> Any:
+        asked.append(clock[0])
+        if clock[0] < 3600:
+            raise crawl.httpx.ConnectError("gone")
+        return contextlib.nullcontext(crawl.httpx.Response(200, json={"ok": True, "content": {"submitted": 1}}))
+
+    monkeypatch.setattr(library.time, "monotonic", lambda: clock[0])
+    with working("http://h/", tmp_path) as one:
+        client = library.Tracker("http://127.0.0.1:1", worker=library.Worker(1, "one", "secret"), patience=math.inf)
+        monkeypatch.setattr(client.client.http, "stream", send)
+        monkeypatch.setattr(client.client.interrupts, "sleep", lambda seconds: clock.append(clock.pop() + seconds))
+        crawl.submit(client, one.crawl, ["http://h/a"], "http://h/", depth=1)
+    assert 3600 <= asked[-1] < 3660 and len(asked) < 400
+
+
+def test_who_crawls_a_host_that_another_crawl_beside_this_one_asks_is_told(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    with contextlib.closing(crawl.Hosts(tmp_path / "one" / crawl.HOSTS)) as hosts:
+        hosts.take_turn("h")
+        seeds = ["http://h/a", "https://h/b", "http://other/"]
+        [told] = crawl.others_at(tmp_path / "two", seeds)
+        assert told.startswith(f"h is asked by the crawl of {tmp_path / 'one'}")
+        assert not list(crawl.others_at(tmp_path / "one", seeds))
+        hosts.db.execute("UPDATE host SET asked = asked - 120")
+        assert not list(crawl.others_at(tmp_path / "two", seeds))
 
 
 def test_a_tracker_that_is_away_is_waited_for(tmp_path: Path) -> None:

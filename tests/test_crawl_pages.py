@@ -535,7 +535,9 @@ def changing(answers: dict[str, Any]) -> Iterator[HostileSite]:
 DATE = "Last-Modified: Fri, 01 Jan 2021 00:10:00 GMT"
 
 
-def crawl_twice(before: dict[str, Any], after: dict[str, Any], folder: Path, **settings: Any) -> tuple[Any, Any]:
+def crawl_twice(
+    before: dict[str, Any], after: dict[str, Any], folder: Path, sitemap: int = 0, **settings: Any
+) -> tuple[Any, Any]:
     """The pages of /a of a crawl and of another one after it, which knows the first one's records."""
     first, second = folder / "first", folder / "second"
     pages = []
@@ -545,7 +547,7 @@ def crawl_twice(before: dict[str, Any], after: dict[str, Any], folder: Path, **s
             site.answers = answers
             again = {"again": first / "pages.jsonl"} if pages else {}
             with working(site, state, **settings, **again) as worker:
-                pages.append(worker.crawl_page(f"{site.url}a", found_on="x"))
+                pages.append(worker.crawl_page(f"{site.url}a", found_on="x", sitemap=sitemap))
             with contextlib.closing(crawl.Index(state / "pages.jsonl")) as index:
                 index.update()
     return tuple(pages)
@@ -567,6 +569,35 @@ def test_a_page_that_has_not_changed_is_not_read_again_and_its_links_are_followe
     assert second.links == first.links and len(first.links) == 1
     for name in ("digest", "etag", "last_modified", "type", "size", "since"):
         assert getattr(second, name) == getattr(first, name)
+
+
+SITES = "".join(f"<sitemap><loc>{url}</loc></sitemap>" for url in ("/more.xml", "http://elsewhere/x", "/" + "x" * 5000))
+INDEX = f"<sitemapindex>{SITES}<url><loc>/b</loc></url></sitemapindex>"
+
+
+@pytest.mark.parametrize("head", [['ETag: "1"'], [DATE], []], ids=["an ETag", "a date", "neither"])
+def test_a_sitemap_that_has_not_changed_is_not_read_again_and_what_it_names_is_followed(
+    head: list[str], tmp_path: Path
+) -> None:
+    sent = {"/a": answer(INDEX, *head)}
+    first, second = crawl_twice(sent, sent, tmp_path, sitemap=1, warc=tmp_path / "kept")
+    assert (first.unchanged, second.unchanged) == (False, True)
+    assert second.status == (304 if head else 200)
+    assert [len(second.links), len(second.sitemaps), second.left_out] == [1, 1, {"too long": 1, crawl.ODD_SITEMAP: 1}]
+    for name in ("links", "sitemaps", "left_out", "digest", "etag", "last_modified", "since"):
+        assert getattr(second, name) == getattr(first, name)
+    assert [record["type"] for record in read_warcs(tmp_path / "kept")].count("revisit") == 1
+
+
+def test_a_sitemap_of_another_level_is_read(tmp_path: Path) -> None:
+    sent = {"/a": answer(INDEX, 'ETag: "1"')}
+    with changing(sent) as site, working(site, tmp_path) as worker:
+        worker.crawl_page(f"{site.url}a", "x", sitemap=1)
+        with contextlib.closing(crawl.Index(worker.crawl.records)) as worker.earlier:
+            worker.earlier.update()
+            found = worker.crawl_page(f"{site.url}a", "x", sitemap=crawl.MOST_LEVELS)
+    assert not found.unchanged and found.sitemaps == []
+    assert found.left_out == {"too long": 1, crawl.ODD_SITEMAP: 2}
 
 
 def test_a_page_that_has_changed_is_read(tmp_path: Path) -> None:
@@ -611,18 +642,51 @@ def test_a_warc_of_a_second_crawl_refers_to_the_first(sent: list[bytes], profile
     assert second["warc"]["WARC-Payload-Digest"] == first["warc"]["WARC-Payload-Digest"]
 
 
-def test_a_page_that_the_first_crawl_did_not_keep_is_fetched_whole_to_be_kept(tmp_path: Path) -> None:
-    sent = {"/a": page("x", HTML, 'ETag: "1"')}
+HOW_KEPT = {  # by the first crawl, by the second, and whether the second needs no more than that nothing has changed
+    "nowhere, then an archive": ([], ["warc"], False),
+    "files, then an archive": (["save"], ["warc"], False),
+    "an archive, then files": (["warc"], ["save"], False),
+    "an archive, then both": (["warc"], ["warc", "save"], False),
+    "both, then an archive": (["warc", "save"], ["warc"], True),
+    "both, then both": (["warc", "save"], ["warc", "save"], True),
+    "files, then files": (["save"], ["save"], True),
+    "both, then nowhere": (["warc", "save"], [], True),
+}
+
+
+@pytest.mark.parametrize(("before", "after", "unchanged"), HOW_KEPT.values(), ids=HOW_KEPT)
+def test_a_page_that_the_first_crawl_did_not_keep_likewise_is_fetched_whole_to_be_kept(
+    before: list[str], after: list[str], unchanged: bool, tmp_path: Path
+) -> None:
+    sent, folders = {"/a": page("x", HTML, 'ETag: "1"')}, {"warc": tmp_path / "archive", "save": tmp_path / "files"}
     (tmp_path / "first").mkdir()
     with changing(sent) as site:
-        with working(site, tmp_path / "first") as worker:
+        with working(site, tmp_path / "first", timeout=9, **{name: folders[name] for name in before}) as worker:
             worker.crawl_page(f"{site.url}a", "x")
         with contextlib.closing(crawl.Index(tmp_path / "first" / "pages.jsonl")) as index:
             index.update()
-        settings = {"again": tmp_path / "first" / "pages.jsonl", "warc": tmp_path / "kept"}
-        with working(site, tmp_path, **settings) as worker:
+        settings = {"again": tmp_path / "first" / "pages.jsonl"} | {name: folders[name] for name in after}
+        with working(site, tmp_path, timeout=9, **settings) as worker:
+            found = worker.crawl_page(f"{site.url}a", "x")
+    assert found.unchanged == unchanged
+    assert bool(found.warc) == ("warc" in after or (not after and "warc" in before))
+    if "save" in after:
+        assert (folders["save"] / found.file).read_bytes() == b"x"
+    if "warc" in after:
+        assert "response" in [record["type"] for record in read_warcs(folders["warc"])]
+
+
+def test_the_file_of_a_page_that_is_gone_is_written_again(tmp_path: Path) -> None:
+    sent, kept = {"/a": page("x", HTML, 'ETag: "1"')}, tmp_path / "kept"
+    (tmp_path / "first").mkdir()
+    with changing(sent) as site, working(site, tmp_path / "first", timeout=9, save=kept) as worker:
+        file = kept / worker.crawl_page(f"{site.url}a", "x").file
+        with contextlib.closing(crawl.Index(worker.crawl.records)) as worker.earlier:
+            worker.earlier.update()
+            assert worker.crawl_page(f"{site.url}a", "x").unchanged
+            file.unlink()
             assert not worker.crawl_page(f"{site.url}a", "x").unchanged
-    assert [record["type"] for record in read_warcs(tmp_path / "kept")] == ["warcinfo", "response", "request"]
+    assert file.read_bytes() == b"x"
 
 
 # ── The report ────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -33,6 +33,7 @@ import pauses
 import retention
 import shapes
 import tracker
+import workers as workers_module
 from database import load_seen, load_uptime, save_uptime
 from tracker import DELAYED, FAIL, FAILED, NEW, OK, SKIP, TaskAction, TaskFilter
 
@@ -627,7 +628,7 @@ class LifeCycles(RuleBasedStateMachine):
     @rule(project=projects, worker=workers)
     def resume_worker_in_project(self, project: int, worker: int) -> None:
         place = self.projects[project].id, worker
-        self.write(tracker.resume_worker, self.session, place[0], self.callers[worker].id)
+        self.write(workers_module.resume_worker, self.session, place[0], self.callers[worker].id)
         if self.model.is_failing(place):
             self.model.failures[place] = 0
         else:

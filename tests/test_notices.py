@@ -18,6 +18,7 @@ from place import Memory
 import backup
 import meter
 import notices
+import shapes
 import tracker
 from errors import TrackerError
 from tracker import FAIL
@@ -220,7 +221,7 @@ def test_each_kind_is_said_as_its_receiver_wants_it() -> None:
     assert ntfy.content == b"a crawl: <!channel> @everyone & co"
     assert (b"Content-Type", b"text/plain; charset=utf-8") in ntfy.headers
     assert all(
-        (b"Idempotency-Key", b"abc") in notices.message_of(notice(kind)).headers for kind in notices.Kind.__args__
+        (b"Idempotency-Key", b"abc") in notices.message_of(notice(kind)).headers for kind in shapes.NoticeKind.__args__
     )
 
 
@@ -336,6 +337,57 @@ def test_without_a_url_there_are_no_notices_any_more(told: Site, receiver: Recei
     hook(told, project, receiver.url)
     assert form(told, f"/ui/projects/{project}/notices", url="", kind="json").status_code == 200
     assert not told.read("SELECT * FROM notice_hook")
+
+
+def test_where_notices_go_is_set_and_shown_by_the_api(site: Site) -> None:
+    project = site.admin.create_project()
+    path = f"/project/notices/{project}"
+
+    def shown() -> dict[str, Any]:
+        return site.admin.get(path).json()["content"]["notices"]
+
+    assert (shown()["url"], shown()["events"], shown()["failing_share"]) == ("", [], 50)
+    url = "https://ntfy.example.org/crawls"
+    answer = site.admin.post(path, {"url": url, "kind": "ntfy", "events": ["stalled", "finished", "stalled"]})
+    assert answer.json() == {"ok": True}, answer.text
+    assert (shown()["url"], shown()["kind"], shown()["events"]) == (url, "ntfy", ["finished", "stalled"])
+    assert site.admin.post(path, {"failing_share": 20}).status_code == 200
+    assert site.admin.post(path, {"events": ["failing"]}).status_code == 200
+    assert shown() | {"url": url, "kind": "ntfy", "events": ["failing"], "failing_share": 20} == shown()
+    assert site.admin.post(path, {"events": None, "failing_share": None}).status_code == 200
+    assert (shown()["events"], shown()["failing_share"]) == ([], 50)
+    assert site.admin.post(path, {"url": ""}).status_code == 200 and shown()["url"] == ""
+    assert not site.read("SELECT * FROM notice_hook")
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"events": ["finished"]}, "url"),
+        ({"kind": "slack"}, "url"),
+        ({"url": "ftp://example.org/"}, "url"),
+        ({"url": "http://example.org/", "kind": "pigeon"}, "kind"),
+        ({"url": "http://example.org/", "events": ["finished", "pigeon"]}, "events"),
+        ({"url": "http://example.org/", "failing_share": 0}, "failing_share"),
+        ({"kind": "command"}, "kind"),
+    ],
+)
+def test_what_the_api_refuses_of_a_hook_is_named_and_changes_nothing(site: Site, body: Any, field: str) -> None:
+    project = site.admin.create_project()
+    answer = site.admin.post(f"/project/notices/{project}", body)
+    assert answer.status_code == 400 and answer.json()["field"].startswith(field), answer.text
+    assert not site.read("SELECT * FROM notice_hook")
+
+
+def test_who_may_not_edit_neither_reads_nor_sets_a_hook_by_the_api(site: Site) -> None:
+    project = site.admin.create_project()
+    path, body = f"/project/notices/{project}", {"url": "http://example.org/classified"}
+    assert site.admin.post(path, body).status_code == 200
+    other = site.create_manager()
+    site.admin.set_role(project, other, tracker.ALL_ROLES - tracker.EDIT)
+    for answer in (other.get(path), other.post(path, body), site.guest.get(path), site.guest.post(path, json=body)):
+        assert answer.status_code in (401, 403) and "classified" not in answer.text
+    assert "classified" not in json.dumps(site.read("SELECT details FROM act"))
 
 
 def test_a_command_of_the_operator_gets_the_notice_on_its_standard_input(

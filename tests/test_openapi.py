@@ -25,6 +25,7 @@ from jsonschema import Draft202012Validator
 from test_pages import Tab
 
 import openapi
+import pauses
 import tracker
 
 HANDLERS = {(method, row.path): row for row in tracker.API for method in row.methods.split()}
@@ -356,6 +357,8 @@ def test_what_is_answered_is_what_is_documented_no_more_and_no_less(
 ) -> None:
     monkeypatch.setattr(tracker, "attachments_of", lambda tx, job: job)  # as if every job had some
     monkeypatch.setattr(tracker, "MOST_RANKED", 1)
+    paused = "SELECT id, alias, 25 AS failures_in_row, 600.0 AS left FROM worker"  # as if all were
+    monkeypatch.setattr(pauses, "paused_workers", lambda tx, project: tx.all(paused))
     document = fetch(new_tracker)
     reader = Reader(new_tracker)
     begin(reader)

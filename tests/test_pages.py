@@ -211,6 +211,7 @@ class Place:
             "/ui/projects/{project}/edit/archive": {"archived": "false"},
             "/ui/projects/{project}/edit/delete": {"confirm": f"{self.text} project"},
             "/ui/projects/{project}/pause": {"paused": "true"},
+            "/ui/projects/pause": {"paused": "true", "confirmed": "yes"},
             "/ui/projects/{project}/rate": {"assign_rate": "5"},
             "/ui/projects/{project}/secret": {"secret": "a new one"},
             "/ui/projects/{project}/webhook_secret": {"webhook_secret": "a new one"},
@@ -235,7 +236,7 @@ class Place:
             "/ui/testflinger/clients": {"client_id": "another"},
             "/ui/testflinger/clients/{client}/delete": {"confirmed": "yes"},
             "/ui/testflinger/clients_key": {"confirmed": "yes"},
-            "/ui/projects/{project}/access/answer": {"answer": "accept", "which": "all"},
+            "/ui/projects/{project}/access/answer": {"answer": "accept", "which": "all", "confirmed": "yes"},
             "/ui/projects/{project}/access/set": {"worker": self.asking.id, "assign": "true"},
             "/ui/projects/{project}/access/role": {"username": self.manager.username, "read": "true"},
             "/ui/workers/pause": {"worker": self.worker.id, "paused": "true"},
@@ -463,17 +464,30 @@ def test_ids_are_unique_on_every_page(place: Place) -> None:
             assert sorted(set(ids)) == sorted(ids), path
 
 
-def test_every_link_of_the_pages_leads_somewhere(place: Place) -> None:
-    seen, ahead = set(), ["/ui/"]
+def linked(tab: Tab, start: str) -> set[str]:
+    """All that a visitor comes to by links from a page on. Each leads to what is for the visitor to see."""
+    seen, ahead = {"/ui/docs"}, [start]
     while ahead:
         path = ahead.pop()
-        page = place.admin.open(path)
+        page = tab.open(path)
         assert page.status == 200, path
+        assert page.answer.url.path != "/ui/login" or path.startswith("/ui/login"), path
         if "text/html" in page.answer.headers["content-type"]:
             found = {urlsplit(link)._replace(fragment="").geturl() for link in page.links if link.startswith("/")}
             ahead += found - seen
             seen |= found
+    return seen
+
+
+def test_every_link_of_the_pages_leads_somewhere(place: Place) -> None:
+    seen = linked(place.admin, "/ui/")
     assert {place.at(path) for path in GETS if path not in ("/ui/login", "/ui/register")} <= seen
+
+
+def test_no_link_leads_where_its_reader_may_not_go(place: Place) -> None:
+    place.site.admin.update_project(place.project, public=True)
+    assert len(linked(Tab(place.site.guest), f"/ui/projects/{place.project}")) > 5
+    assert len(linked(manager_with(place, EDIT), f"/ui/projects/{place.project}")) > 30
 
 
 def test_a_project_that_is_being_deleted_is_on_no_page_and_in_no_form(
@@ -556,6 +570,7 @@ def test_who_has_not_logged_in_can_do_nothing(place: Place) -> None:
 def test_a_manager_without_any_role_can_do_nothing_to_others_projects(place: Place) -> None:
     manager, before = Tab(place.manager.http), place.dump()
     own = (*ENTRANCES, "/ui/projects/new", "/ui/projects/import", "/ui/account/password", "/ui/account/sessions")
+    own += ("/ui/projects/pause",)  # of all projects in which it may: here of none
     for path in POSTS:
         if path not in own:
             hidden = "{uuid}" in path  # a job of a queue, which is one
@@ -2011,6 +2026,22 @@ def test_the_message_of_the_day_and_the_pause_show_everywhere_at_once(place: Pla
     assert place.worker.assigned(place.project) is None
 
 
+def test_it_is_told_what_a_worker_holds_and_when_it_is_free_at_the_latest(place: Place) -> None:
+    place.worker.submit(place.project, "long", max_assign_time=7230, priority=9)
+    task = place.worker.assigned(place.project)["id"]
+    job = place.trigger(place.create_template("quick", timeout=7000, priority=10))
+    assert place.worker.assigned(place.project)["job"]["id"] == job["id"]
+    place.site.clock.pass_time(60)
+    path = f"/ui/workers/{place.worker.id}"
+    held = place.admin.open(path).tree.get_element_by_id("worker-held")
+    rows = {row.find("th").text_content(): row.findall("td")[-1].text_content() for row in held.iterfind(".//tbody/tr")}
+    assert rows[f"task {task}"] == "in 1 h 59 min, unless extended" and rows["quick"] == "in 1 h 55 min at the latest"
+    assert "in 1 h 55 min at the latest" in place.admin.open(f"/ui/jobs/{job['id']}").text
+    holders = place.admin.open(f"/ui/projects/{place.project}").tree.get_element_by_id("holders")
+    assert "in 1 h 59 min, unless extended" in holders.text_content()
+    assert "at the latest" not in Tab(place.manager.http).open(path).text  # who may not read the project
+
+
 # ── Requests for access ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -2028,27 +2059,52 @@ def answered(site: Site, project: int) -> tuple[set[int], set[int]]:
 
 
 @pytest.mark.parametrize("answer", ["accept", "reject"])
-def test_the_selected_requests_are_answered_together(site: Site, answer: str) -> None:
-    project = site.admin.create_project()
+def test_the_selected_requests_are_answered_together_after_a_question(site: Site, answer: str) -> None:
+    project, visitor = site.admin.create_project(), Tab(site.admin.http)
     first, second, third = asking(site, project, "a", "b", "c")
-    page = Tab(site.admin.http).act(
-        f"/ui/projects/{project}/access/answer", {"answer": answer, "worker": [first, third]}
-    )
-    assert f"2 requests are {answer}ed." in page.text
+    path = f"/ui/projects/{project}/access/answer"
+    asked = visitor.act(path, {"answer": answer, "worker": [first, third]})
+    assert f"{answer.capitalize()} 2 requests?" in asked.text and "a, c." in asked.text
+    assert answered(site, project) == (set(), {first, second, third})
+    assert visitor.send(asked.form(path)).notice == f"2 requests are {answer}ed."
     assert answered(site, project) == ({first, third} if answer == "accept" else set(), {second})
 
 
 @pytest.mark.parametrize("answer", ["accept", "reject"])
-def test_all_requests_that_match_are_answered_together(site: Site, answer: str) -> None:
-    project, other = site.admin.create_project(), site.admin.create_project()
+def test_all_requests_that_match_are_answered_together_after_a_question(site: Site, answer: str) -> None:
+    project, other, visitor = site.admin.create_project(), site.admin.create_project(), Tab(site.admin.http)
     *_, third = asking(site, project, "crew a", "crew b", "other")
     asking(site, other, "crew c")
-    visitor = Tab(site.admin.http)
-    fields = {"answer": answer, "which": "all"}
-    assert "1 request is" in visitor.act(f"/ui/projects/{project}/access/answer", fields | {"text": str(third)}).text
-    assert "2 requests are" in visitor.act(f"/ui/projects/{project}/access/answer", fields | {"text": "crew"}).text
+    path, fields = f"/ui/projects/{project}/access/answer", {"answer": answer, "which": "all"}
+    for text, said, count in ((str(third), "1 request is", 1), ("crew", "2 requests are", 2)):
+        asked = visitor.act(path, fields | {"text": text})
+        assert "the one request?" in asked.text if count == 1 else "2 requests?" in asked.text
+        assert said in visitor.send(asked.form(path)).notice
     assert answered(site, project)[1] == set()
     assert len(answered(site, other)[1]) == 1
+
+
+def test_who_asks_for_access_after_the_question_is_not_among_all_that_are_accepted(site: Site) -> None:
+    project, visitor = site.admin.create_project(), Tab(site.admin.http)
+    (first,) = asking(site, project, "a")
+    path = f"/ui/projects/{project}/access/answer"
+    asked = visitor.act(path, {"answer": "accept", "which": "all"})
+    site.clock.pass_time(2)
+    (later,) = asking(site, project, "b")
+    assert visitor.send(asked.form(path)).notice == "1 request is accepted."
+    assert answered(site, project) == ({first}, {later})
+
+
+def test_a_question_about_requests_that_is_answered_with_no_leads_back_to_the_search(site: Site) -> None:
+    project, visitor = site.admin.create_project(), Tab(site.admin.http)
+    asking(site, project, "crew a")
+    page = visitor.open(f"/ui/projects/{project}/access", text="crew")
+    form = page.form("/access/answer")
+    form.fields["which"] = "all"
+    asked = visitor.send(form, "Reject them")
+    assert f"/ui/projects/{project}/access?text=crew" in asked.links
+    assert visitor.send(asked.form("/access/answer")).answer.url.params["text"] == "crew"
+    assert answered(site, project) == (set(), set())
 
 
 def test_answers_to_requests_need_a_selection_and_manage_access(site: Site) -> None:

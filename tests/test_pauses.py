@@ -14,6 +14,7 @@ from place import Jobs, StillClock, call, create_worker, new_task, running
 import pauses
 import shapes
 import tracker
+import workers
 from tracker import FAIL, OK, SKIP
 
 MOST = 3
@@ -241,18 +242,35 @@ def test_what_a_worker_did_not_hear_of_before_its_pause_does_not_end_that(queue:
 
 def test_a_manager_ends_a_pause(queue: Jobs) -> None:
     fail(queue, MOST)
-    queue.do(tracker.resume_worker, queue.session, queue.project, queue.worker.id)
+    queue.do(workers.resume_worker, queue.session, queue.project, queue.worker.id)
     assert queue.announced == {queue.project: 1}
     assert len(ask(queue, count=5).tasks) == 5
     assert queue.values("SELECT paused_worker_count FROM project") == [(0,)]
-    queue.do(tracker.resume_worker, queue.session, queue.project, queue.worker.id)  # a second click
+    queue.do(workers.resume_worker, queue.session, queue.project, queue.worker.id)  # a second click
     assert not queue.announced
+
+
+def test_who_is_paused_is_listed_until_a_manager_ends_it(queue: Jobs) -> None:
+    fail(queue, MOST)
+    queue.clock.now += 100
+    listed = queue.do(workers.list_paused_workers, queue.session, queue.project)
+    assert listed == {
+        "workers": [
+            {"id": queue.worker.id, "alias": "worker", "failures_in_row": MOST, "left": pauses.PAUSE - 100},
+        ]
+    }
+    queue.do(workers.resume_worker, queue.session, queue.project, queue.worker.id)
+    assert queue.do(workers.list_paused_workers, queue.session, queue.project) == {"workers": []}
+
+
+def test_a_worker_that_is_not_there_cannot_be_resumed(queue: Jobs) -> None:
+    assert queue.refusal(workers.resume_worker, queue.session, queue.project, 99) == "not_found: No worker 99"
 
 
 def test_a_manager_without_the_role_ends_none(queue: Jobs) -> None:
     fail(queue, MOST)
     other = queue.create_manager("other", tracker.READ | tracker.EDIT)
-    assert queue.refusal(tracker.resume_worker, other, queue.project, queue.worker.id).startswith("forbidden")
+    assert queue.refusal(workers.resume_worker, other, queue.project, queue.worker.id).startswith("forbidden")
 
 
 def test_a_pause_that_is_over_is_forgotten_and_nobody_looks_for_it_any_more(queue: Jobs) -> None:
@@ -261,7 +279,7 @@ def test_a_pause_that_is_over_is_forgotten_and_nobody_looks_for_it_any_more(queu
     queue.release(begin_trial(queue), OK)
     queue.do(pauses.forget_pauses)
     assert queue.values("SELECT paused_worker_count FROM project") == [(1,)]
-    queue.do(tracker.resume_worker, queue.session, queue.project, other.id)
+    queue.do(workers.resume_worker, queue.session, queue.project, other.id)
     queue.do(pauses.forget_pauses)
     assert queue.values("SELECT paused_worker_count FROM project") == [(0,)]
     assert queue.values("SELECT DISTINCT pause_uptime FROM tally") == [(None,)]

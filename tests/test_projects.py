@@ -1,12 +1,15 @@
 """Projects: creation, changes, visibility, secrets, and who may do all that."""
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 import pytest
 from conftest import Manager, Site, Worker
+from test_pages import Tab
 
+import projects
 import shapes
 import tracker
 from tracker import EDIT, MAINTENANCE, MANAGE_ACCESS, NEW_PROJECT, READ, SECRET
@@ -267,6 +270,8 @@ def test_everything_about_a_private_project_is_seen_by_everybody(site: Site) -> 
 NEEDED_ROLES = [
     (READ, "GET", "/project/acts/{}", None),
     (EDIT, "POST", "/project/update/{}", {"motd": "x"}),
+    (EDIT, "GET", "/project/notices/{}", None),
+    (EDIT, "POST", "/project/notices/{}", {"url": ""}),
     (MANAGE_ACCESS, "GET", "/project/access_list/{}", None),
     (MANAGE_ACCESS, "POST", "/project/accept_request/{}/1", None),
     (MANAGE_ACCESS, "POST", "/project/reject_request/{}/1", None),
@@ -276,6 +281,7 @@ NEEDED_ROLES = [
     (SECRET, "POST", "/project/secret/{}", {"secret": "x"}),
     (SECRET, "GET", "/project/webhook_secret/{}", None),
     (SECRET, "POST", "/project/webhook_secret/{}", {"webhook_secret": "x"}),
+    (MAINTENANCE, "POST", "/project/resume_worker/{}/1", None),
     (MAINTENANCE, "POST", "/project/reset_failed_tasks/{}", None),
     (MAINTENANCE, "POST", "/project/reclaim_assigned_tasks/{}", None),
     (MAINTENANCE, "POST", "/project/hard_reset/{}", None),
@@ -482,3 +488,90 @@ def test_a_long_list_of_who_has_access_is_whole_in_parts(site: Site, monkeypatch
     assert len(before.json()["content"]["accesses"]) == 9
     monkeypatch.setattr(tracker, "PART_ROWS", 2)
     assert site.admin.get(f"/project/access_list/{project}").content == before.content
+
+
+# ── All projects at once ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def pause_all(manager: Manager, paused: bool = True) -> int:
+    """How many projects that pauses, or lets go on."""
+    answer = manager.post("/project/set_all_paused", {"paused": paused})
+    assert answer.status_code == 200, answer.text
+    return answer.json()["content"]["projects"]
+
+
+def paused(site: Site) -> list[int]:
+    return [row[0] for row in site.read("SELECT id FROM project WHERE paused ORDER BY id")]
+
+
+def acts_of(site: Site, project: int) -> list[str]:
+    return [row[0] for row in site.read("SELECT action FROM act WHERE project = ? ORDER BY id", project)]
+
+
+def test_all_projects_are_paused_and_go_on_together(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(projects, "PIECE", 2)
+    made = [site.admin.create_project() for _ in range(5)]
+    worker = site.create_worker(made[0])
+    worker.submit(made[0])
+    assert pause_all(site.admin) == 5 and paused(site) == made
+    assert worker.assigned(made[0]) is None
+    assert pause_all(site.admin) == 0
+    assert pause_all(site.admin, False) == 5 and paused(site) == []
+    assert worker.assigned(made[0])
+    assert acts_of(site, made[3]) == ["create_project", "pause_all", "resume_all"]
+
+
+def test_what_was_paused_before_or_since_by_itself_stays_so_when_all_go_on(site: Site) -> None:
+    before, since, archived, exported, own, other = (site.admin.create_project() for _ in range(6))
+    site.admin.update_project(before, paused=True)
+    pause_all(site.admin)
+    for change in (False, True):
+        site.admin.update_project(since, paused=change)
+    site.admin.update_project(archived, archived=True)
+    site.admin.update_project(archived, archived=False)
+    assert site.admin.post(f"/project/export/{exported}", {}).status_code == 200
+    site.admin.update_project(own, motd="Back soon.")
+    assert pause_all(site.admin, False) == 2
+    assert paused(site) == [before, since, archived, exported]
+    assert not {own, other} & set(paused(site))
+
+
+def test_a_waiting_worker_gets_a_task_when_all_go_on(site: Site) -> None:
+    project = site.admin.create_project()
+    worker = site.create_worker(project)
+    worker.submit(project)
+    pause_all(site.admin)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(worker.assigned, project, wait=20)
+        pause_all(site.admin, False)
+        assert waiting.result(60)
+
+
+def test_a_manager_pauses_the_projects_alone_that_it_may_edit(site: Site) -> None:
+    own, read, hidden = (site.admin.create_project(hidden=number == 2) for number in range(3))
+    manager = manager_with(site, own, EDIT)
+    site.admin.set_role(read, manager, EVERY_ROLE - EDIT)
+    assert pause_all(manager) == 1 and paused(site) == [own]
+    assert pause_all(site.admin) == 2
+    assert pause_all(manager, False) == 1 and paused(site) == [read, hidden]
+    assert site.guest.post("/project/set_all_paused", json={"paused": True}).status_code == 401
+    worker = site.create_worker(own)
+    assert worker.http.post("/project/set_all_paused", json={"paused": True}).status_code == 401
+
+
+def test_the_list_of_projects_asks_before_it_pauses_all_and_names_them(site: Site) -> None:
+    tab = Tab(site.admin.http)
+    for number in range(12):
+        site.admin.create_project(f"crawl {number:02}")
+    asked = tab.send(tab.open("/ui/").form("/ui/projects/pause"))
+    assert "Pause all 12 projects?" in asked.text and "crawl 00, crawl 01" in asked.text
+    assert "crawl 09 and 2 more" in asked.text and paused(site) == []
+    done = tab.send(asked.form("/ui/projects/pause"))
+    assert done.notice == "12 projects are paused." and len(paused(site)) == 12
+    assert "Pause all" not in done.buttons
+    asked = tab.send(done.form("/ui/projects/pause"))
+    assert "Resume all 12 projects that were paused together?" in asked.text
+    assert tab.send(asked.form("/ui/projects/pause")).notice == "12 projects are resumed."
+    assert (
+        "Pause all" not in Tab(site.guest).open("/ui/").buttons | Tab(site.create_manager().http).open("/ui/").buttons
+    )

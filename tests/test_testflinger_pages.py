@@ -540,6 +540,31 @@ def test_an_agent_s_page_tells_its_state_its_streak_and_its_log(lab: Lab) -> Non
     assert {"maintenance", "zapper", "2 passed in a row", "2 h ago"} <= set(row)
 
 
+def test_it_is_told_when_each_agent_is_free_at_the_latest_and_by_what_it_is_known_to_live(lab: Lab) -> None:
+    busy, idle, endless = (lab.agent(name) for name in ("busy", "idle", "endless"))
+    uuid = lab.submit(global_timeout=7240)
+    busy.check_jobs()
+    lab.submit(name="for ever")
+    endless.check_jobs()
+    idle.register()
+    lab.site.clock.pass_time(1800)
+    busy.post_output(uuid, "test", "output", "still here")
+    lab.site.clock.pass_time(600)
+    free = {"busy": "in 1 h 30 min at the latest", "endless": "no time limit", "idle": "now"}
+    signs = {"busy": "10 min ago", "endless": "40 min ago", "idle": "40 min ago"}
+    for path, table, column in (("agents", "agents", 3), (f"queues/{lab.queue()}", "agents", 4)):
+        rows = rows_of(lab.admin.open(f"/ui/testflinger/{path}"), table)
+        assert {row[0]: row[column] for row in rows} == free
+        assert {row[0]: row[-1] for row in rows} == signs
+    running = rows_of(lab.admin.open(f"/ui/testflinger/queues/{lab.queue()}"), "running")
+    assert {row[2]: row[-1] for row in running} == {name: free[name] for name in ("busy", "endless")}
+    [agent] = lab.site.read("SELECT id, worker FROM testflinger_agent WHERE name = 'busy'")
+    [token] = lab.site.read("SELECT token FROM job JOIN testflinger_job ON job = id WHERE uuid = ?", uuid)
+    paths = (f"testflinger/agents/{agent[0]}", f"testflinger/jobs/{uuid}", f"workers/{agent[1]}", f"jobs/{token[0]}")
+    for path in paths:
+        assert free["busy"] in lab.admin.open(f"/ui/{path}").text, path
+
+
 def test_agents_are_found_by_name_and_paged(lab: Lab) -> None:
     names = [f"rack-{number:03d}" for number in range(pages.PAGE_ROWS + 2)]
     for name in (*names, "shelf-1"):

@@ -2178,6 +2178,16 @@ def test_an_agent_that_is_deleted_is_logged_out_and_its_worker_loses_access(plac
     assert place.act(f"/ui/theeye/agents/{number[0]}/delete").status == 404
 
 
+def test_the_list_of_agents_tells_what_each_holds_and_when_that_ends(place: Place):
+    place.agent(alias="idle")
+    job = place.trigger(place.make_task(name="nightly"))
+    place.agent(alias="busy").fetched()
+    rows = place.tab.open("/ui/theeye/agents").tree.xpath("//*[@id='agents']/tbody/tr")
+    busy, idle = ([cell.text_content() for cell in row][-3:-1] for row in rows)
+    assert busy[0] == "nightly" and busy[1].endswith("at the latest") and idle == ["–", "–"]
+    assert f"/ui/jobs/{job['id']}" in rows[0].xpath(".//a/@href")
+
+
 def test_deleting_a_host_frees_its_place(place: Place):
     place.agent("web1")
     page = place.tab.open("/ui/theeye/agents")

@@ -137,7 +137,7 @@ def queue_page(tx: Tx, caller: Caller, project: sqlite3.Row, query: QueueQuery) 
         "query": query,
         **held_jobs(tx, project["id"]),
         "running": running_jobs(tx, project["id"]),
-        "agents": list(map(agent_values, domain.agents_listening(tx, name)[:MOST_SHOWN])),
+        "agents": [agent_values(tx, row) for row in domain.agents_listening(tx, name)[:MOST_SHOWN]],
         "images": tx.all(images, (project["id"], MOST_SHOWN)),
         "waits": queues.wait_times(tx, [name]).get(name),
         "percentiles": list(map(str, queues.PERCENTILES)),
@@ -182,10 +182,11 @@ def running_jobs(tx: Tx, project: int) -> list[sqlite3.Row]:
     """The jobs of a queue that somebody holds, the newest first; at most a page of them."""
     return tx.all(
         "SELECT t.uuid, t.state AS shown_state, t.agent, j.name, j.state, j.started, j.finished, j.assignee,"
-        " a.id AS agent_id, w.alias FROM job j JOIN testflinger_job t ON t.job = j.id"
-        " LEFT JOIN testflinger_agent a ON a.name = t.agent LEFT JOIN worker w ON w.id = j.assignee"
+        f" a.id AS agent_id, w.alias, {pages.ENDS} - ? AS left FROM job j JOIN testflinger_job t ON t.job = j.id"
+        " JOIN task ON task.id = j.task LEFT JOIN testflinger_agent a ON a.name = t.agent"
+        " LEFT JOIN worker w ON w.id = j.assignee"
         " WHERE j.project = ? AND j.state = 'assigned' ORDER BY j.id DESC LIMIT ?",
-        (project, PAGE_ROWS),
+        (tx.uptime, project, PAGE_ROWS),
     )
 
 
@@ -236,6 +237,7 @@ def job_page(tx: Tx, caller: Caller, job: sqlite3.Row, query: OutputQuery) -> di
         "position": domain.position(tx, uuid),
         "agent": tx.one("SELECT id FROM testflinger_agent WHERE name = ?", (job["agent"],)),
         "alias": tracker.alias_of(tx, job["assignee"]),
+        "left": pages.lease_left(tx, job),
         "maker": tracker.maker_of(tx, job),
         "webhook": json_object(job["recipe"]).get("job_status_webhook") if submitted else None,
         "tags": names_of(tx, "tag", "testflinger_tag", job["id"]),
@@ -533,7 +535,7 @@ def agents_page(tx: Tx, caller: Caller, query: pages.ListQuery) -> dict[str, Any
         " ORDER BY a.name LIMIT :limit",
         {**asking, "after": query.after, "text": pages.like(query.text), "limit": PAGE_ROWS + 1},
     )
-    told = [{**agent_values(row), **agent_queues(tx, row, asking, 5)} for row in rows[:PAGE_ROWS]]
+    told = [{**agent_values(tx, row), **agent_queues(tx, row, asking, 5)} for row in rows[:PAGE_ROWS]]
     readable = readable_uuids(tx, asking, [text for one in told for text in (one["job_id"], one["comment"])])
     shown = [{**one, "comment": without_others(one["comment"], readable, asking)} for one in told]
     return {
@@ -555,7 +557,7 @@ def agent_page(tx: Tx, caller: Caller, agent: int) -> dict[str, Any]:
     row = tx.one(f"SELECT a.* FROM testflinger_agent a WHERE a.id = :agent AND {HEARD}", {**asking, "agent": agent})
     if row is None:
         raise TrackerError("not_found", f"No agent {agent}")
-    values = agent_values(row)
+    values = agent_values(tx, row)
     provisions = tx.all("SELECT * FROM testflinger_provision WHERE agent = ? ORDER BY id DESC", (agent,))
     lines = tx.all("SELECT line FROM testflinger_agent_line WHERE agent = ? ORDER BY id", (agent,))
     said = [readable_text(line) for (line,) in lines]
@@ -573,11 +575,20 @@ def agent_page(tx: Tx, caller: Caller, agent: int) -> dict[str, Any]:
     }
 
 
-def agent_values(row: sqlite3.Row) -> dict[str, Any]:
-    """An agent with the fields that it has sent as texts: they may be anything."""
+def agent_values(tx: Tx, row: sqlite3.Row) -> dict[str, Any]:
+    """An agent with the fields that it has sent as texts: they may be anything.
+
+    `heard`: when it gave its last sign of life, in words of its own or in what it reported of the job that it holds.
+    `left`: the seconds after which it is free at the latest; None if it holds nothing.
+    """
     fields = json_object(row["fields"])
     names = ("state", "job_id", "location", "provision_type", "comment", "identifier")
-    return {**dict(row), **{name: readable_text(tracker.as_text(fields.get(name))) for name in names}}
+    texts = {name: readable_text(tracker.as_text(fields.get(name))) for name in names}
+    held = next(iter(pages.held_by(tx, row["worker"])), None)
+    told = "SELECT max(touched) FROM testflinger_job JOIN testflinger_outcome USING (uuid) WHERE job = ?"
+    touched = held and tx.one(told, (held["job"],))[0]
+    heard = max(row["updated"], touched or 0)
+    return {**dict(row), **texts, "heard": heard, "left": held and held["left"]}
 
 
 def agent_queues(tx: Tx, agent: sqlite3.Row, asking: dict[str, Any], most: int) -> dict[str, Any]:

@@ -1,14 +1,5 @@
-"""Bytes an hour that each open page of the manager UI takes, in a real browser, while workers work.
+"""What an open page of the manager UI takes over the wire, in a real browser."""
 
-    python bench/open_pages.py [--against CHECKOUT] [--seconds 60]
-
-A crawl of 20 workers goes on; each page is open in a tab of its own, and what comes over the wire is counted as the
-browser says it. The first load is told apart. `--against`: the same of another checkout, for a ratio.
-"""
-
-from __future__ import annotations
-
-import argparse
 import json
 import subprocess
 import sys
@@ -18,9 +9,9 @@ import time
 import urllib.request
 from pathlib import Path
 
-from playwright.sync_api import sync_playwright
+from figures import Figure, benchmark
+from harness import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGES = (
     "/ui/",
     "/ui/projects/1",
@@ -29,6 +20,19 @@ PAGES = (
     "/ui/workers",
     "/ui/logs",
 )
+
+
+@benchmark("traffic", long=True)
+def traffic(lab):
+    """Bytes an hour of each open page, in Chromium, while 20 workers work, and of its first load; --against DIR."""
+    checkouts = [ROOT, *([lab.against] if lab.against else [])]
+    rounds = [[measure(root, max(30, lab.seconds)) for root in checkouts] for _ in range(max(1, lab.rounds // 3))]
+    figures = []
+    for path in PAGES:
+        for label, unit, what in ((path, "MB an hour", 1), ("… its first load", "MB", 0)):
+            ours, *theirs = [[found[place][path][what] / 1e6 for found in rounds] for place in range(len(checkouts))]
+            figures.append(Figure(label, unit, ours, *(("the other", theirs[0]) if theirs else ())))
+    return figures
 
 
 def ask(url: str, body: object = None, headers: dict[str, str] | None = None) -> dict:
@@ -97,6 +101,8 @@ def measure(root: Path, seconds: float) -> dict[str, tuple[int, float]]:
 def watch(url: str, cookie: str, seconds: float) -> dict[str, tuple[int, float]]:
     name, _, value = cookie.partition("=")
     found = {}
+    from playwright.sync_api import sync_playwright
+
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
         context = browser.new_context()
@@ -121,20 +127,3 @@ def watch(url: str, cookie: str, seconds: float) -> dict[str, tuple[int, float]]
 
 def add(sum: list[int], event: dict) -> None:
     sum[0] += int(event["encodedDataLength"])
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--against", type=Path)
-    parser.add_argument("--seconds", type=float, default=60)
-    options = parser.parse_args()
-    ours = measure(ROOT, options.seconds)
-    theirs = measure(options.against, options.seconds) if options.against else {}
-    print(f"{'page':36}{'first load':>12}{'an hour':>14}" + ("      before: first       an hour" if theirs else ""))
-    for path, (first, hourly) in ours.items():
-        before = "".join(f"{theirs[path][0] / 1e3:12,.0f} kB{theirs[path][1] / 1e6:10,.1f} MB" if theirs else "")
-        print(f"{path:36}{first / 1e3:9,.0f} kB{hourly / 1e6:11,.1f} MB{before}")
-
-
-if __name__ == "__main__":
-    main()
