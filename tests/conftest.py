@@ -44,6 +44,7 @@ def heed_signals() -> None:
 
 
 heed_signals()
+gc.set_threshold(100_000, 50, 1000)  # while tests are collected, hardly anything of it is garbage
 
 
 def keep_files_in_memory() -> None:
@@ -92,6 +93,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """What has been loaded stays: thousands of tests are looked through for garbage once, and not with each of them."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(10_000, 10, 20)
 
 
 # The trackers of all tests have the same paths, and what is made of a row of their tables is the same.
@@ -294,7 +296,7 @@ def serving_in_thread(handler: type[http.server.BaseHTTPRequestHandler]) -> Iter
             thread.join()
 
 
-def wait_until(condition: Callable[[], Any], seconds: float = 15) -> Any:
+def wait_until(condition: Callable[[], Any], seconds: float = 60) -> Any:
     """Returns the condition's first true value; fails when there is none in a time that is generous on any machine."""
     end = time.monotonic() + seconds
     while not (value := condition()):
