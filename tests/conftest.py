@@ -89,6 +89,36 @@ def pytest_collection(session: pytest.Session) -> None:
                 importlib.import_module(file.stem)
 
 
+LONGEST = {  # functions of tests that take some ten seconds, but for those that share what is made for their module
+    "test_a_crawl_waits_for_the_end_of_a_ban_and_loses_no_page",
+    "test_a_crawl_whose_workers_are_killed_keeps_every_page_whole_and_another_asks_for_what_has_changed",
+    "test_a_kill_at_any_moment_of_a_compact_loses_nothing",
+    "test_a_killed_worker_and_a_killed_tracker_cost_no_page",
+    "test_a_large_upload_is_not_held_in_memory",
+    "test_a_tracker_that_is_away_is_waited_for",
+    "test_no_page_has_a_fault_for_anybody_in_any_theme_and_width",
+    "test_no_page_of_a_first_visit_has_a_fault",
+    "test_several_hosts_are_crawled_politely_by_several_workers_whatever_some_of_them_do",
+    "test_the_statuses_of_refusals_are_those_that_are_documented",
+    "test_the_tracker_and_a_simple_model_agree_after_every_step",
+}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Each of pytest's processes begins with its part of the longest tests: at the end one would wait for another."""
+    count = getattr(config, "workerinput", {}).get("workercount", 1)
+    long = [item for item in items if getattr(item, "originalname", "") in LONGEST]
+    rest = [item for item in items if getattr(item, "originalname", "") not in LONGEST]
+    share = -(-len(items) // count)  # what xdist gives each at first
+    items.clear()
+    for number in range(count):
+        items += long[number::count]
+        some = max(0, share - len(long[number::count]))
+        items += rest[:some]
+        del rest[:some]
+    items += rest
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     """What has been loaded stays: thousands of tests are looked through for garbage once, and not with each of them."""
     gc.collect()
