@@ -22,13 +22,13 @@ It speaks to the tracker through the public HTTP API alone, by the library `work
 
 **A host** is asked for one page at a time, with a pause (--rate, or what its robots.txt says), whatever the number of
 workers. STATE/hosts.db has what the crew knows of it, also after a restart; crawls with another STATE do not, so have
-one crawl of all that you want of a host. One that is too busy (429, 502, 503, 504,
-or an error with Retry-After) or away (no connection, no name, no TLS) is left alone, longer each time, or for as long
-as it asks; its pages go back to the tracker with a delay, which costs them no attempt, and other hosts go on. When
-five pages in a row have failed otherwise (silence, drips, resets, garbage, 500), the next thing that the host is asked
-for is the page that it has answered last: if that comes, the pages are at fault, and each fails after --max-retries;
-else the host is away. One that stays away (--host-patience) fails its pages. The longest rest that it has asked for,
-of 30 days at most, does not count there; asking again and again does.
+one crawl of all that you want of a host. One that is too busy (429, 502, 503, 504, or an error with Retry-After) or
+away (no connection, no name, no TLS) is left alone, longer each time, or for as long as it asks; its pages go back to
+the tracker with a delay, which costs them no attempt, and other hosts go on. When five pages in a row have failed
+otherwise (silence, drips, resets, garbage, 500), the next thing that the host is asked for is the page that it has
+answered last: if that comes, the pages are at fault, and each fails after --max-retries; else the host is away. One
+that stays away (--host-patience) fails its pages. The longest rest that it has asked for, of 30 days at most, does not
+count there, nor does the time in which no crew was there; asking again and again does.
 
 Press Ctrl-C, kill a worker, kill the tracker: start again what is gone, with the same command, and the crawl goes on.
 While the tracker is away the workers repeat their request with growing pauses; while a disk is full they wait.
@@ -1002,12 +1002,12 @@ class Hosts:
 
         self.with_host(name, accept)
 
-    def count_failure(self, name: str) -> Host:
-        """A page of the host has failed, or did not come in time."""
+    def count_failure(self, name: str) -> int:
+        """A page of the host has failed, or did not come in time. How many have in a row."""
 
-        def count(host: Host, _now: float) -> Host:
+        def count(host: Host, _now: float) -> int:
             host.silent += 1
-            return host
+            return host.silent
 
         return self.with_host(name, count)
 
@@ -1529,7 +1529,7 @@ class Worker:
                     return self.put_off(url, found_on, depth, str(trouble))
                 self.leave()
             self.take_turn(host)
-            if (good := self.hosts.doubted(host)) and not self.is_forbidden(good):
+            if good := self.proof_of(host):
                 return self.put_off(url, found_on, depth, self.try_host(host, good))
         return self.crawl_page(url, found_on, depth, sitemap, task, hops)
 
@@ -1555,6 +1555,11 @@ class Worker:
         page = Page(url, found_on, "failed", error=error, depth=depth, for_good=True)
         self.record(page)
         return page
+
+    def proof_of(self, host: str) -> str:
+        """The page that has to show that a host is there, from which nothing else comes. Empty if there is none."""
+        good = self.hosts.doubted(host)
+        return good if good and not self.is_forbidden(good) else ""
 
     def try_host(self, host: str, good: str) -> str:
         """Ask a host, from which nothing else comes, for a page that it has answered. What that has shown.
@@ -1696,10 +1701,10 @@ class Worker:
         """Note what the page tells of its host. PutOff when it came to nothing, and that is the host's fault."""
         host = host_of(page.url)
         if page.outcome == "failed" and page.asked:
-            known = self.hosts.count_failure(host)
-            if known.silent >= MOST_SILENT and known.good:
-                raise PutOff(0, f"{known.silent} pages of {host} have failed in a row: what it has answered is next")
-            page.outcome = "refused" if known.silent >= MOST_SILENT else "failed"
+            in_a_row = self.hosts.count_failure(host)
+            if in_a_row >= MOST_SILENT and self.proof_of(host):
+                raise PutOff(0, f"{in_a_row} pages of {host} have failed in a row: what it has answered is next")
+            page.outcome = "refused" if in_a_row >= MOST_SILENT else "failed"
         if page.outcome != "refused":
             if page.outcome in ("ok", "broken") and page.asked:
                 self.hosts.accept(host, page.url)

@@ -1338,7 +1338,7 @@ ALIKE = {  # views that differ from others in nothing but their data
     *("testflinger-queues-reader", "testflinger-job-waiting", "testflinger-clients-refused"),
     *("testflinger-client-rotate",),
 }
-WALKS = 8  # so that several processes can share the views
+WALKS = 4  # so that several processes can share the views; each starts the checker, which takes longer than its pages
 
 
 def faults_of(page: Page, view: screenshots.View) -> Iterator[str]:

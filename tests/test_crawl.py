@@ -331,7 +331,7 @@ def working(url, folder, robots="", **settings):
     """
     scope = crawl.Scope.around("prefix", [settings.pop("scope", url)], **settings.pop("patterns", {}))
     known = {"server": "http://127.0.0.1:1", "project": 1, "name": "crawl", "scope": scope, "user_agent": "tests"}
-    limits = {"timeout": 0.4, "max_body": 10**6, "max_assign_time": 6, "max_retries": 2}
+    limits = {"timeout": 9, "max_body": 10**6, "max_assign_time": 6, "max_retries": 2}
     told = crawl.Crawl(**known | limits | {"records": folder / "pages.jsonl"} | settings)
     with contextlib.closing(crawl.Worker(told, library.Worker(1, "one", "secret"))) as worker:
         worker.hosts.keep_robots(crawl.origin_of(url), robots)

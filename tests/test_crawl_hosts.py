@@ -476,14 +476,12 @@ def test_a_host_that_is_away_is_left_alone_and_its_pages_lose_no_attempt(
 def test_a_host_that_speaks_no_tls_is_away(tmp_path: Path) -> None:
     with serving({}) as site:
         url = site.url.replace("http:", "https:")
-        with working(url, tmp_path) as one:
+        with working(url, tmp_path, timeout=1) as one:
             assert give(one, f"{url}a")["result"] == library.SKIPPED
             assert one.hosts.away("127.0.0.1") > 0
 
 
 FAILURES = {  # how a page fails
-    "silence": [0.5],
-    "a body that drips": [START, b"\r\n", *[b"x", 0.04] * 9],
     "a reset": [RESET],
     "a reset in the body": [START, b"\r\nx", 0.01, RESET],
     "nothing": [],
@@ -507,19 +505,33 @@ def give_all(one: crawl.Worker, site: HostileSite, *paths: str) -> list[int]:
 def test_a_host_from_which_nothing_but_failures_comes_is_away_and_its_pages_lose_no_attempt(
     failure: list[Any], tmp_path: Path
 ) -> None:
-    with serving({"/a": failure}) as site, working(site.url, tmp_path, timeout=0.1, host_patience=3600) as one:
+    with serving({"/a": failure}) as site, working(site.url, tmp_path, host_patience=3600) as one:
         assert give_all(one, site, *"aaaaa") == [library.FAILED] * (crawl.MOST_SILENT - 1) + [library.SKIPPED]
-        assert one.hosts.rest("127.0.0.1") > 1
+        assert one.hosts.away("127.0.0.1") > 0
         one.hosts.db.execute("UPDATE host SET away_since = away_since - 3601")
         assert give(one, f"{site.url}b")["result"] == library.FAILED
         assert "/b" not in site.asked
+
+
+@pytest.mark.parametrize("status", [None, 200], ids=["silence", "a body that drips"])
+def test_a_host_from_which_no_page_comes_in_time_is_away(
+    status: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def get(_worker: crawl.Worker, late: crawl.Page) -> None:
+        late.status = status
+        raise crawl.httpx.ReadTimeout("the page takes longer")
+
+    monkeypatch.setattr(crawl.Worker, "get", get)
+    with serving({}) as site, working(site.url, tmp_path) as one:
+        assert give_all(one, site, *"aaaaa") == [library.FAILED] * (crawl.MOST_SILENT - 1) + [library.SKIPPED]
+        assert one.hosts.away("127.0.0.1") > 0
 
 
 @pytest.mark.parametrize("failure", [FAILURES["nothing"], FAILURES["500"]], ids=["nothing", "500"])
 def test_pages_that_fail_one_after_the_other_fail_for_themselves_while_their_host_answers_for_another(
     failure: list[Any], tmp_path: Path
 ) -> None:
-    with serving({"/a": failure, "/good": page("")}) as site, working(site.url, tmp_path, timeout=9) as one:
+    with serving({"/a": failure, "/good": page("")}) as site, working(site.url, tmp_path) as one:
         give(one, f"{site.url}good")
         round = [library.FAILED] * (crawl.MOST_SILENT - 1) + [library.SKIPPED] * 2
         assert give_all(one, site, *"aaaaaa" * 2) == round * 2
@@ -529,7 +541,7 @@ def test_pages_that_fail_one_after_the_other_fail_for_themselves_while_their_hos
 
 def test_a_host_that_does_not_even_answer_for_what_it_had_answered_is_away(tmp_path: Path) -> None:
     answers = {"/a": answer(status=500), "/good": [page(""), answer(status=500)]}
-    with serving(answers) as site, working(site.url, tmp_path, timeout=9, host_patience=3600) as one:
+    with serving(answers) as site, working(site.url, tmp_path, host_patience=3600) as one:
         give(one, f"{site.url}good")
         assert give_all(one, site, *"aaaaaaaa")[-3:] == [library.SKIPPED] * 3
         assert site.asked[-3:] == ["/good"] * 3
@@ -540,12 +552,13 @@ def test_a_host_that_does_not_even_answer_for_what_it_had_answered_is_away(tmp_p
 
 def test_a_host_is_not_asked_again_for_what_its_robots_txt_forbids_by_now(tmp_path: Path) -> None:
     answers = {"/a": answer(status=500), "/good": page("")}
-    with serving(answers) as site, working(site.url, tmp_path, timeout=9) as one:
+    with serving(answers) as site, working(site.url, tmp_path) as one:
         give(one, f"{site.url}good")
         one.hosts.keep_robots(site.url, "User-agent: *\nDisallow: /good")
         one.rules.clear()
         give_all(one, site, *"aaaaaaa")
         assert site.asked == ["/good", *["/a"] * 7]
+        assert one.hosts.away("127.0.0.1") > 0
 
 
 def test_what_an_earlier_version_has_known_of_hosts_is_known(tmp_path: Path) -> None:
@@ -625,7 +638,7 @@ def robots_elsewhere(folder: Path, **answers: list[bytes]) -> Iterator[tuple[cra
     with serving({"/a": page("")} | {f"/{name}": sent for name, sent in answers.items()}) as site:
         elsewhere = site.url.replace("127.0.0.1", "localhost")
         site.answers["/robots.txt"] = answer("", f"Location: {elsewhere}rules", status=301)
-        with working(site.url, folder, timeout=9) as one:
+        with working(site.url, folder) as one:
             one.hosts.db.execute("DELETE FROM robots")
             yield one, site
 
@@ -785,7 +798,7 @@ def test_a_host_that_moves_to_another_address_is_asked_there(tmp_path: Path, mon
     monkeypatch.setattr(socket, "getaddrinfo", lambda _host, *more, **how: look_up(addresses[0], *more, **how))
     with serving({"/a": page("")}) as old:
         url, port = old.url.replace("127.0.0.1", "moving.invalid"), old.server_address[1]
-        with working(url, tmp_path, timeout=9) as one:
+        with working(url, tmp_path) as one:
             assert give(one, f"{url}a")["result"] == library.DONE
             old.shutdown()
             old.server_close()

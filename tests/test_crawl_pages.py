@@ -661,12 +661,12 @@ def test_a_page_that_the_first_crawl_did_not_keep_likewise_is_fetched_whole_to_b
     sent, folders = {"/a": page("x", HTML, 'ETag: "1"')}, {"warc": tmp_path / "archive", "save": tmp_path / "files"}
     (tmp_path / "first").mkdir()
     with changing(sent) as site:
-        with working(site, tmp_path / "first", timeout=9, **{name: folders[name] for name in before}) as worker:
+        with working(site, tmp_path / "first", **{name: folders[name] for name in before}) as worker:
             worker.crawl_page(f"{site.url}a", "x")
         with contextlib.closing(crawl.Index(tmp_path / "first" / "pages.jsonl")) as index:
             index.update()
         settings = {"again": tmp_path / "first" / "pages.jsonl"} | {name: folders[name] for name in after}
-        with working(site, tmp_path, timeout=9, **settings) as worker:
+        with working(site, tmp_path, **settings) as worker:
             found = worker.crawl_page(f"{site.url}a", "x")
     assert found.unchanged == unchanged
     assert bool(found.warc) == ("warc" in after or (not after and "warc" in before))
@@ -679,7 +679,7 @@ def test_a_page_that_the_first_crawl_did_not_keep_likewise_is_fetched_whole_to_b
 def test_the_file_of_a_page_that_is_gone_is_written_again(tmp_path: Path) -> None:
     sent, kept = {"/a": page("x", HTML, 'ETag: "1"')}, tmp_path / "kept"
     (tmp_path / "first").mkdir()
-    with changing(sent) as site, working(site, tmp_path / "first", timeout=9, save=kept) as worker:
+    with changing(sent) as site, working(site, tmp_path / "first", save=kept) as worker:
         file = kept / worker.crawl_page(f"{site.url}a", "x").file
         with contextlib.closing(crawl.Index(worker.crawl.records)) as worker.earlier:
             worker.earlier.update()

@@ -128,11 +128,13 @@ def test_the_report_names_the_fate_of_every_page_of_a_hostile_site(worst: dict[s
 
 
 def test_no_page_of_a_hostile_site_is_asked_for_more_often_than_it_may_fail(worst: dict[str, Any]) -> None:
-    asked = worst["site"].asked
-    often = {target for target in asked if asked.count(target) > 1}
-    again = {"headers-drip", "body-drips", "too-short", "cut-gzip", "cut-chunks", "no-http", "error", "ban"}
-    assert often <= {f"/site/{name}" for name in again}
-    assert max(map(asked.count, asked)) == 2
+    """When too many in a row have failed, the last comes back, and the host is asked for one that it had answered."""
+    asked, often = worst["site"].asked, {"headers-drip", "body-drips", "too-short", "cut-gzip", "cut-chunks", "no-http"}
+    often = {f"/site/{name}" for name in (*often, "error", "ban")}
+    failed = sum(target in often for target in asked)
+    in_vain = failed // crawl.MOST_SILENT
+    assert failed - in_vain <= 2 * len(often)
+    assert len(asked) - failed <= len(set(asked) - often) + in_vain
 
 
 def test_what_a_hostile_site_has_behind_its_errors_is_not_followed(worst: dict[str, Any]) -> None:
