@@ -705,8 +705,12 @@ def make_workflow(tx: Tx, given: dict[str, Any], project: int) -> None:
     tokens = {given["start"], *(token for first, _, last in given["edges"] for token in (first, last))}
     ids = dict(map(tuple, tx.all(found, (project, encode(sorted(tokens)).decode()))))
     taken = "SELECT 1 FROM workflow WHERE project = ? AND name = ? AND deleted IS NULL"
-    if given["start"] not in ids or tx.one(taken, (project, given["name"])):
-        tracker.log.warning("A workflow of the imported project %d was left out: %r", project, given["name"])
+    try:
+        tracker.check_room(tx, "workflow", project)
+        if given["start"] not in ids or tx.one(taken, (project, given["name"])):
+            raise TrackerError("conflict", "its first template is missing, or its name is taken")
+    except TrackerError as error:
+        tracker.log.warning("A workflow of the imported project %d was left out: %s", project, error)
         return
     columns = {"token": tracker.new_token(), "project": project, "name": given["name"], "start": ids[given["start"]]}
     made = tx.insert(

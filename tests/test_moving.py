@@ -274,6 +274,14 @@ def test_workflows_go_with_their_templates(site: Site, other: Site) -> None:
     assert exported(other.admin, new).count(b'"type":"workflow"') == 1
 
 
+def test_no_more_workflows_come_than_a_list_shows(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracker, "MOST_TEMPLATES", 2)
+    template = {"type": "template", "template": {"name": "x"}, "number": 7}
+    flows = [{"type": "workflow", "name": name, "start": 7} for name in ("a", "a", "b", "c")]
+    project = imported(site.admin, sealed(HEADER, BARE, template, *flows))
+    assert site.read("SELECT name FROM workflow WHERE project = ?", project) == [("a",), ("b",)]
+
+
 # ── What is refused ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
