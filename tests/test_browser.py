@@ -1421,6 +1421,18 @@ def test_no_page_of_a_first_visit_has_a_fault(browser: Browser, open_tab: Callab
     assert not faults, "\n".join(faults)
 
 
+def test_logins_of_some_minutes_ago_fit_on_a_phone(
+    make_site: Callable[..., Site], open_tab: Callable[..., Tab], clock: MovedClock
+) -> None:
+    site = make_site()
+    tab = open_tab(site.url, viewport={"width": min(screenshots.WIDTHS), "height": 800})
+    be_admin(tab, site)
+    clock.pass_time(23 * 60)
+    page = tab.open("/ui/account")
+    expect(page.locator("#sessions")).to_contain_text("23 min ago")
+    assert page.evaluate(WIDER) == 0
+
+
 # ── Pages of other origins ────────────────────────────────────────────────────────────────────────────────────────────
 
 
