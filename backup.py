@@ -15,6 +15,7 @@ import datetime
 import hashlib
 import os
 import re
+import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -106,10 +107,12 @@ def back_up(settings: Settings, target: Path, version: str, say: Say, keep: int 
     """
     source = Path(settings.database).resolve()
     target = target.absolute()
-    if not source.is_file():
-        raise refusal(source, "there is no such database")
-    if not target.parent.is_dir() or target.is_dir():
-        raise refusal(target, "it names a file, in a folder that is there")
+    with refusals(source):
+        if not source.is_file():
+            raise refusal(source, "there is no such database")
+    with refusals(target):
+        if not target.parent.is_dir() or target.is_dir():
+            raise refusal(target, "it names a file, in a folder that is there")
     with refusals(target), alone(target):
         made = Clock().time()
         final = stamped(target, made) if keep else target
@@ -119,7 +122,7 @@ def back_up(settings: Settings, target: Path, version: str, say: Say, keep: int 
             with refusals(source):
                 copy_database(source, settings, part, Progress(say, "Copied"))
             say("Checking the copy")
-            schema, names = check_copy(part)
+            schema, names = check_copy(part, source)
             files = copy_files(folder_of(source), folder_of(target), names, known_files(target), Progress(say, "Files"))
             size, digest = sync(part)
             manifest = Manifest(
@@ -194,20 +197,28 @@ def copy_database(source: Path, settings: Settings, part: Path, progress: Progre
         copy.execute("PRAGMA journal_mode = DELETE").fetchone()  # one plain file, without a log beside it
 
 
-def check_copy(part: Path) -> tuple[int, list[tuple[str, int]]]:
-    """The version of the copy's schema, and the names and sizes of the files it knows. Refuses one that is damaged."""
+def check_copy(part: Path, source: Path) -> tuple[int, list[tuple[str, int]]]:
+    """The version of the copy's schema, and the names and sizes of the files it knows. Refuses one that is damaged.
+
+    What it is a copy of, and was given by its user, is what a refusal names.
+    """
     with contextlib.closing(sqlite3.connect(f"{part.as_uri()}?mode=ro&immutable=1", uri=True)) as copy:
         try:
             found = [row[0] for row in copy.execute("PRAGMA integrity_check(3)")]
         except sqlite3.DatabaseError as error:
             found = [str(error)]
         if found != ["ok"]:
-            raise refusal(part, f"the database is damaged: {'; '.join(found)}")
-        if copy.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
-            raise refusal(part, "this is no database of a tracker")
+            raise refusal(source, f"the database is damaged: {'; '.join(found)}")
+        check_owner(copy, source)
         version = copy.execute("PRAGMA user_version").fetchone()[0]
         known = copy.execute("SELECT 1 FROM sqlite_schema WHERE name = 'testflinger_file'").fetchone()
         return version, copy.execute("SELECT name, size FROM testflinger_file").fetchall() if known else []
+
+
+def check_owner(connection: sqlite3.Connection, source: Path) -> None:
+    """Refuses another program's database."""
+    if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
+        raise refusal(source, "this is no database of a tracker")
 
 
 def known_files(target: Path) -> dict[str, StoredFile]:
@@ -340,10 +351,10 @@ def restore(settings: Settings, backup: Path, say: Say, force: bool = False) -> 
     has something in it unless `force` is said. The database is replaced when all of the backup is there, at once.
     """
     backup = backup.absolute()
-    if not backup.is_file():
-        raise refusal(backup, "there is no such backup")
+    check_backup(backup)
     guard = Guard(settings.database)
-    was_there = guard.path.exists()
+    beside = guard.beside(".lock"), folder_of(guard.path)
+    was_there, new = guard.path.exists(), [path for path in beside if not path.exists()]
     guard.take()
     try:
         if not force and was_there and is_used(guard.path):
@@ -352,9 +363,26 @@ def restore(settings: Settings, backup: Path, say: Say, force: bool = False) -> 
     except BaseException:
         if not was_there and guard.path.stat().st_size == 0:
             guard.path.unlink()  # it was made to be locked
+        for path in new:
+            remove(path)
         raise
     finally:
         guard.release()
+
+
+def check_backup(backup: Path) -> None:
+    """Refuses what cannot be one, before anything is made of it."""
+    with refusals(backup):
+        if not backup.is_file():
+            raise refusal(backup, "there is no such backup")
+        with contextlib.closing(sqlite3.connect(f"{backup.as_uri()}?mode=ro&immutable=1", uri=True)) as connection:
+            check_owner(connection, backup)
+
+
+def remove(path: Path) -> None:
+    """Deletes a file, or a folder of files, that is of no use any more."""
+    with contextlib.suppress(OSError):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def is_used(path: Path) -> bool:
@@ -378,7 +406,7 @@ def put_back(backup: Path, path: Path, settings: Settings, say: Say) -> int:
             manifest = next((one for one in described if one.sha256 == checksum), None)
             if described and not manifest:
                 raise refusal(backup, f"it is damaged: it is not what {manifest_of(backup).name} says")
-            version, names = check_copy(part)
+            version, names = check_copy(part, backup)
             if version > SCHEMA_VERSION:
                 raise refusal(backup, f"made by a newer tracker (schema {version}, this one knows {SCHEMA_VERSION})")
             folder = backup.with_name(manifest.folder) if manifest else folder_of(backup)

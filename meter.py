@@ -41,8 +41,13 @@ class Recent:
 
     __slots__ = ("bits", "count")
 
-    def __init__(self) -> None:
-        self.bits = self.count = 0
+    def __init__(self, count: int = 0, bits: str = "") -> None:
+        self.bits, self.count = int(bits or "0", 16), count
+
+    @property
+    def known(self) -> tuple[int, str]:
+        """As it is kept over a restart."""
+        return self.count, f"{self.bits:x}" if self.bits else ""
 
     def add(self, closed: int, failed: int) -> None:
         closed, failed = min(closed, RECENT), min(failed, RECENT)
@@ -89,9 +94,18 @@ class Meter:
         self._forget(time.monotonic())
         return len(self._seen)
 
-    def watch(self, projects: Iterable[int]) -> None:
-        """From now on the last attempts of these projects are told apart, and of no others."""
-        self.recent = {project: self.recent.get(project) or Recent() for project in projects}
+    def saw_before(self, ages: dict[int, float]) -> None:
+        """These workers were seen so many seconds ago, by the tracker that ran before."""
+        now = time.monotonic()
+        seen = {worker: now - max(0.0, age) for worker, age in ages.items()} | self._seen
+        self._seen = dict(sorted(seen.items(), key=lambda one: one[1]))
+
+    def watch(self, projects: dict[int, tuple[int, str]]) -> None:
+        """From now on the last attempts of these projects are told apart, and of no others.
+
+        Of one that is new here, what is known of it from before (Recent.known).
+        """
+        self.recent = {project: self.recent.get(project) or Recent(*known) for project, known in projects.items()}
 
     def mark(self, last_task: int) -> None:
         """This is the greatest id of a task so far."""

@@ -147,11 +147,17 @@ def read_figures(tx: Tx, hidden: bool) -> Figures:
     return Figures(tx.all(PROJECTS, {"hidden": hidden}), workers, last["seq"] if last else 0, *file_size(tx))
 
 
+def seen_lately(tx: Tx) -> dict[int, float]:
+    """The workers that were seen in the last minutes and since they registered, and how many seconds ago."""
+    lately = "SELECT id, ? - last_seen FROM worker WHERE last_seen > max(created, ? - ?)"
+    return dict(map(tuple, tx.all(lately, (tx.time, tx.time, SEEN_TIME))))
+
+
 class Metrics:
     """The answers to scrapes: one for those who may see hidden projects, one for the others."""
 
     def __init__(self, running: tracker.Tracker):
-        self.running = running
+        self.running, self.begun = running, False
         self.written = {hidden: Shared(functools.partial(self.write, hidden)) for hidden in (False, True)}
 
     async def answer(self, call: Call) -> Response:
@@ -172,6 +178,9 @@ class Metrics:
     async def write(self, hidden: bool) -> bytes:
         """The text, made beside the event loop: of a thousand projects it takes its time."""
         meter, db = self.running.meter, self.running.db
+        if not self.begun:  # a restart is no reason to believe that everybody has gone
+            meter.saw_before(await db.read(seen_lately))
+            self.begun = True
         figures = await db.read(read_figures, hidden)
         meter.mark(figures.last_task)
         taken = list(families_of_meter(meter))

@@ -3,10 +3,10 @@
     export: begin_export (paused, nobody holds a task) ─► file_lines: a piece in each read ─► the end, with its checksum
     import: the file, all of which has come ─► records, checked ─► staged ─► accept_import: there it is ─► step, step …
 
-The file has a JSON object a line: `header`, `project`, then `access`, `template`, `hashes`, `task` in any number, and
-`end` with how many there are of each and the SHA-256 of all lines before. One that is cut, changed or put together by
-hand without that is refused, and so is one of a format that is not known. Nothing of an import is there for anybody
-before accept_import; what was staged until then is discarded, at the latest when the tracker starts.
+The file has a JSON object a line: `header`, `project`, then `access`, `template`, `workflow`, `hashes`, `task` in any
+number, and `end` with how many there are of each and the SHA-256 of all lines before. One that is cut, changed or put
+together by hand without that is refused, and so is one of a format that is not known. Nothing of an import is there for
+anybody before accept_import; what was staged until then is discarded, at the latest when the tracker starts.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ import failures
 import shapes
 import tracker
 from callers import ALL_ROLES, EDIT, LOGIN, PROJECT, Caller, logged_in, needs
-from errors import TrackerError, convert, encode, refuse_many_parts, refuse_nul
+from errors import TrackerError, convert, encode, refuse_many_parts, refuse_nul, shaped
 from lines import MOST_LINE_BYTES, numbered_lines
 from shapes import INT64_MAX
 from tracker import Call, Native, Reply, takes
@@ -88,6 +88,15 @@ class Template(Record):
 
     template: dict[str, Any]
     had_key: bool = False
+    number: shapes.Natural = 0  # by which workflows name it
+
+
+class Workflow(Record):
+    """A workflow, but for its secret: templates of the project that follow one another, by their numbers."""
+
+    name: shapes.Name
+    start: shapes.Id
+    edges: Annotated[list[shapes.Edge], Meta(max_length=1000)] = []
 
 
 class Hashes(Record):
@@ -127,7 +136,7 @@ class End(Record):
     sha256: str
 
 
-RECORDS = msgspec.json.Decoder(Header | Project | Access | Template | Hashes | Task | End)
+RECORDS = msgspec.json.Decoder(Header | Project | Access | Template | Workflow | Hashes | Task | End)
 
 
 class ImportQuery(shapes.Shape):
@@ -173,12 +182,13 @@ def read_head(tx: Tx, caller: Caller, project: int, secrets: bool) -> tuple[list
     settings = {name: row[name] for name in ("name", *tracker.NEW_PROJECT) if name != "chain"}
     settings |= {name: bool(row[name]) for name in ("public", "hidden", "archived", "paused", "keep_hashes")}
     chain = tx.one("SELECT name FROM project WHERE id = ?", (row["chain"],))
-    workflows = tx.one("SELECT COUNT(*) FROM workflow WHERE project = ? AND deleted IS NULL", (row["id"],))[0]
+    left_out = {"workflows": tx.one(f"SELECT COUNT(*) {FOREIGN_WORKFLOWS}", (row["id"],))[0]}
+    left_out |= {"edges": tx.one(f"SELECT COUNT(*) {FOREIGN_EDGES}", (row["id"],))[0]}
     made = Project(
         settings,
         chain and chain["name"],
         row["closed_task_count"],
-        left_out={"workflows": workflows} if workflows else {},
+        left_out={what: count for what, count in left_out.items() if count},
     )
     if secrets:
         made.secret, made.webhook_secret = row["secret"], row["webhook_secret"]
@@ -210,7 +220,26 @@ def read_template(tx: Tx, caller: Caller, project: int, after: int) -> tuple[lis
         return [], None
     shown = msgspec.json.decode(encode(tracker.template_shown(tx, found)))
     given = {name: value for name, value in shown.items() if name not in NOT_MOVED}
-    return [Template(given, found["key_hash"] is not None)], found["id"]
+    return [Template(given, found["key_hash"] is not None, found["id"])], found["id"]
+
+
+# What goes with a project: workflows that start with a template of its own, and edges between such.
+OWN = "SELECT id FROM template WHERE project = w.project AND deleted IS NULL"
+WORKFLOWS = f"FROM workflow w WHERE w.project = ? AND w.deleted IS NULL AND w.start IN ({OWN})"
+FOREIGN_WORKFLOWS = WORKFLOWS.replace("w.start IN", "w.start NOT IN")
+OWN_EDGES = f"e.template IN ({OWN}) AND e.target IN ({OWN})"
+FOREIGN_EDGES = WORKFLOWS.replace("WHERE", f"JOIN workflow_edge e ON e.workflow = w.id AND NOT ({OWN_EDGES}) WHERE", 1)
+
+
+def read_workflows(tx: Tx, caller: Caller, project: int, after: int) -> tuple[list[Record], Any]:
+    row, most = whole_project(tx, caller, project), 20
+    found = tx.all(f"SELECT w.* {WORKFLOWS} AND w.id > ? ORDER BY w.id LIMIT ?", (row["id"], after, most))
+    edges = f"SELECT e.* FROM workflow w JOIN workflow_edge e ON e.workflow = w.id WHERE w.id = ? AND {OWN_EDGES}"
+    lines = [
+        Workflow(one["name"], one["start"], [shaped(shapes.Edge, edge) for edge in tx.all(edges, (one["id"],))])
+        for one in found
+    ]
+    return lines, found[-1]["id"] if len(found) == most else None
 
 
 def read_hashes(tx: Tx, caller: Caller, project: int, first: int) -> tuple[list[Record], Any]:
@@ -249,7 +278,8 @@ class Exporting:
         """The whole file. Breaks the answer off, so that it has no end, when the project was changed meanwhile."""
         try:
             yield self.piece(head)
-            for read, after in ((read_access, 0), (read_template, 0), (read_hashes, -INT64_MAX - 1)):
+            begins = ((read_access, 0), (read_template, 0), (read_workflows, 0), (read_hashes, -INT64_MAX - 1))
+            for read, after in begins:
                 while after is not None:
                     records, after = await self.look(read, self.project, after)
                     yield self.piece(records)
@@ -315,8 +345,8 @@ async def export_project(call: Call) -> Response:
     """The whole project as one file, to be imported by another tracker: JSON lines, the last of which says `end`.
 
     The project is paused for it and stays so, and what workers hold goes back into the queue: what they release of it
-    after that counts nowhere. In the file are settings, access (by the workers' names), templates, kept hashes and all
-    tasks but those of jobs; no keys, jobs, workflows, roles, logs or history. Whoever has the file can read the
+    after that counts nowhere. In the file are settings, access (by the workers' names), templates, workflows, kept
+    hashes and all tasks but those of jobs; no keys, jobs, roles, logs or history. Whoever has the file can read the
     project's secrets, unless `secrets` is false. A file without its last line is not whole.
     """
     body = await call.json(ExportBody)
@@ -395,6 +425,7 @@ def pieces(sized: Iterator[tuple[int, Record]], project: int, counts: Counter[st
     """Records as pieces to be staged: lists of tasks, in rows as those of a bulk submit begin; others are objects."""
     tasks: list[list] = []
     access: list[Access] = []
+    tokens: dict[int, str] = {}  # of the templates to be, by their numbers in the file
     size = 0
     for length, record in sized:
         match record:
@@ -409,7 +440,10 @@ def pieces(sized: Iterator[tuple[int, Record]], project: int, counts: Counter[st
             case Access():
                 access.append(record)
             case Template():
-                yield encode({"template": checked_template(record), "had_key": record.had_key})
+                token = tokens[record.number] = tracker.new_token()
+                yield encode({"template": checked_template(record), "had_key": record.had_key, "token": token})
+            case Workflow():
+                yield encode({"workflow": checked_workflow(record, tokens)})
             case Hashes():
                 counts["weight"] += budgets.HASH_SIZE * len(record.hashes)
                 yield encode({"hashes": record.hashes})
@@ -436,6 +470,20 @@ def checked_template(record: Template) -> dict[str, Any]:
     if body.project is not msgspec.UNSET or not body.name or not body.name.strip():
         raise TrackerError("invalid", "a template has a name, and no project", "file")
     return given
+
+
+def checked_workflow(record: Workflow, tokens: dict[int, str]) -> dict[str, Any]:
+    """The workflow, with the tokens of its templates. Refuses one of templates that are not in the file before it."""
+    try:
+        edges = [(tokens[edge.template], edge.ending, tokens[edge.target]) for edge in record.edges]
+        made = {"name": record.name, "start": tokens[record.start], "edges": edges}
+    except KeyError as error:
+        problem = f"the workflow {record.name[:100]!r} names template {error}, which is not in it"
+        raise TrackerError("invalid", problem, "file") from None
+    forks = Counter(edge[:2] for edge in edges)
+    if not record.name.strip() or max(forks.values(), default=0) > tracker.MOST_FORKS:
+        raise TrackerError("invalid", "a workflow has no name, or too many edges from one template", "file")
+    return made
 
 
 def find_import(tx: Tx, caller: Caller, token: str) -> tuple[sqlite3.Row | None, bool]:
@@ -571,7 +619,9 @@ def step(tx: Tx, operation: dict[str, Any]) -> tuple[int, int | None]:
     if "access" in piece:
         request_access(tx, convert(piece["access"], list[Access]), operation["project"])
     if "template" in piece and row["trusted"] is not None:  # else the project was deleted
-        make_template(tx, piece["template"], operation["project"])
+        make_template(tx, piece["template"], operation["project"], piece["token"])
+    if "workflow" in piece and row["trusted"] is not None:
+        make_workflow(tx, piece["workflow"], operation["project"])
     return 0, row["number"]
 
 
@@ -588,7 +638,10 @@ def insert_tasks(tx: Tx, rows: list[list], project: int, trusted: bool) -> int:
             continue
         stored += 1
         if reason is not None:
-            fail(tx, task.lastrowid, project, reason, failed, state == "failed")
+            note_failure(tx, task.lastrowid, project, reason, failed)
+        if state == "failed":
+            group = failures.join(tx, project, failures.pattern_of(reason or ""))
+            tx.execute("UPDATE task SET cause = ? WHERE id = ?", (group, task.lastrowid))
         tx.counts.move(project, "gone", state)
         if state == "waiting":
             tx.ready.append((project, 1))
@@ -597,13 +650,10 @@ def insert_tasks(tx: Tx, rows: list[list], project: int, trusted: bool) -> int:
     return stored
 
 
-def fail(tx: Tx, task: int, project: int, reason: str, when: int, for_good: bool) -> None:
-    """Notes why a task has failed last, of which nobody here was the worker. If for good, it joins a group."""
+def note_failure(tx: Tx, task: int, project: int, reason: str, when: int) -> None:
+    """Notes why a task has failed last, of which nobody here was the worker."""
     kept = reason if failures.room_for(tx, project, reason) else ""
     tx.execute("INSERT INTO failure VALUES (?, ?, 0, ?, 0, ?)", (task, project, when, kept))
-    if for_good:
-        cause = failures.join(tx, project, failures.pattern_of(reason))
-        tx.execute("UPDATE task SET cause = ? WHERE id = ?", (cause, task))
 
 
 def keep_hashes(tx: Tx, hashes: list[int], project: int) -> None:
@@ -635,16 +685,39 @@ def request_access(tx: Tx, access: list[Access], project: int) -> None:
             waiting += tx.execute(ask, (project, worker, one.assign, one.submit)).rowcount
 
 
-def make_template(tx: Tx, given: dict[str, Any], project: int) -> None:
+def make_template(tx: Tx, given: dict[str, Any], project: int, token: str) -> None:
     """Makes a template. Where another one is triggered by its name already, no program can trigger this one by it."""
     body = convert({**given, "project": project}, shapes.TemplateBody)
     try:
-        tracker.insert_template(tx, body, promised=True)
+        made = tracker.insert_template(tx, body, promised=True)
     except TrackerError as error:
         if error.field == "api":
-            return make_template(tx, {**given, "api": False}, project)
+            return make_template(tx, {**given, "api": False}, project, token)
         tracker.log.warning("A template of the imported project %d was left out: %s", project, error)
+    else:
+        tx.execute("UPDATE template SET token = ? WHERE id = ?", (token, made["id"]))
     return None
+
+
+def make_workflow(tx: Tx, given: dict[str, Any], project: int) -> None:
+    """Makes a workflow of templates that are there, and whose secret nobody knows before it gets a new one."""
+    found = "SELECT token, id FROM template WHERE project = ? AND token IN (SELECT value FROM json_each(?))"
+    tokens = {given["start"], *(token for first, _, last in given["edges"] for token in (first, last))}
+    ids = dict(map(tuple, tx.all(found, (project, encode(sorted(tokens)).decode()))))
+    taken = "SELECT 1 FROM workflow WHERE project = ? AND name = ? AND deleted IS NULL"
+    try:
+        tracker.check_room(tx, "workflow", project)
+        if given["start"] not in ids or tx.one(taken, (project, given["name"])):
+            raise TrackerError("conflict", "its first template is missing, or its name is taken")
+    except TrackerError as error:
+        tracker.log.warning("A workflow of the imported project %d was left out: %s", project, error)
+        return
+    columns = {"token": tracker.new_token(), "project": project, "name": given["name"], "start": ids[given["start"]]}
+    made = tx.insert(
+        "workflow", {**columns, "secret_hash": tracker.digest(tracker.new_secret().encode()), "created": tx.time}
+    )
+    edges = [(ids[one], ending, ids[other]) for one, ending, other in given["edges"] if one in ids and other in ids]
+    tracker.set_edges(tx, made["id"], [shapes.Edge(*edge) for edge in edges])
 
 
 # ── The calls ─────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -77,6 +77,7 @@ class Known(msgspec.Struct):
 
     left: bool = False
     failing: bool = False
+    recent: tuple[int, str] = (0, "")  # the last attempts, as meter.Recent knows them
     stalled: bool = False
     closed: int = -1
     closed_uptime: float = 0.0  # since when no more were closed
@@ -169,7 +170,9 @@ def conditions_of(tx: Tx, hook: sqlite3.Row, meter: Meter) -> tuple[list[Conditi
         begun.append(Condition("finished", f"nothing is left to do: {closed:,} tasks are closed"))
     known.left = left
     recent = meter.recent.get(hook["project"])
-    if recent and recent.count >= FEWEST:  # of less nothing is known: after a restart it stays as it was
+    if recent:
+        known.recent = recent.known
+    if recent and recent.count >= FEWEST:  # of less nothing is known
         share = 100 * recent.failed / recent.count
         if share >= hook["failing_share"] and not known.failing:
             known.failing = True
@@ -208,11 +211,12 @@ def names(aliases: Sequence[str]) -> str:
     return shown if len(aliases) <= MOST_NAMES else f"{shown} and {len(aliases) - MOST_NAMES} more"
 
 
-def find_changes(tx: Tx, meter: Meter) -> tuple[list[int], bool]:
-    """The projects with a hook, and whether there is anything to be stored."""
+def find_changes(tx: Tx, meter: Meter) -> tuple[dict[int, tuple[int, str]], bool]:
+    """The projects with a hook, with their last attempts, and whether there is anything to be stored."""
     hooks = tx.all(f"{HOOKS} WHERE NOT p.archived")
-    changed = any(encoded(conditions_of(tx, hook, meter)[1]) != hook["known"] for hook in hooks)
-    return [hook["project"] for hook in hooks], changed
+    known = {hook["project"]: conditions_of(tx, hook, meter)[1] for hook in hooks}
+    changed = any(encoded(known[hook["project"]]) != hook["known"] for hook in hooks)
+    return {project: one.recent for project, one in known.items()}, changed
 
 
 def store_changes(tx: Tx, meter: Meter) -> int:

@@ -31,7 +31,7 @@ import sqlite3
 import sys
 import types
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
@@ -146,6 +146,9 @@ def fitting_range(tx: Tx, project: sqlite3.Row) -> str:
 
 
 FIRST_SNAPSHOT = "SELECT * FROM snapshot WHERE project = ? ORDER BY time_stamp LIMIT 1"
+
+
+CHARTS = ("throughput", "backlog")
 
 
 def project_charts(tx: Tx, project: sqlite3.Row, span: str) -> dict[str, Any]:
@@ -411,10 +414,6 @@ class Visit(Call):
         """A secret that the page shows: it is not packed then."""
         self.plain = True
         return value
-
-    def knows(self, part: str, version: str) -> bool:
-        """Whether a refresh comes from a page that has this version of one of its parts."""
-        return f"{part}={version}".encode() in (self.header(b"x-known") or b"").split(b",")
 
     def typed(self) -> dict[str, list[str]]:
         """What a form says that somebody typed or chose: nothing of ours, no password and no file."""
@@ -882,16 +881,23 @@ class RangeQuery(msgspec.Struct):
 
 
 @of_project(SEES)
-def project_page(tx: Tx, caller: Caller, project: sqlite3.Row, query: RangeQuery) -> dict[str, Any]:
-    """A project: its pace and charts, and who works for it; with READ also what went wrong, and what was done."""
+def project_page(
+    tx: Tx, caller: Caller, project: sqlite3.Row, query: RangeQuery, known: Collection[str] = ()
+) -> dict[str, Any]:
+    """A project: its pace and charts, and who works for it; with READ also what went wrong, and what was done.
+
+    `known`: the parts, with their versions, that the page has which is refreshed. They are not made again.
+    """
     reads, span = caller.role(project["id"]) & READ, query.range or fitting_range(tx, project)
+    version = charts_version(tx, project["id"], span)
+    has_charts = all(f"{name}-card={version}" in known for name in CHARTS)
     return {
         **pace(tx, project),
         "span": span,
         "chain": chain_target(tx, caller, project["chain"]) if tracker.sees_chain(tx, caller, project) else None,
         "ranges": RANGES,
-        "charts_of": project_charts(tx, project, span),
-        "charts_version": charts_version(tx, project["id"], span),
+        "charts_of": {} if has_charts else project_charts(tx, project, span),
+        "charts_version": version,
         "holders": holders(tx, project["id"]),
         "paused_workers": pauses.paused_workers(tx, project["id"]) if project["paused_worker_count"] else [],
         "leaders": leaders(tx, project["id"], "t.closed_task_count"),
@@ -901,6 +907,13 @@ def project_page(tx: Tx, caller: Caller, project: sqlite3.Row, query: RangeQuery
         "join": joining(tx, caller, project),
         "operations": recent_operations(tx, project["id"]) if reads else [],
     }
+
+
+async def show_project(visit: Visit) -> Response:
+    """The page of a project. A refresh has what has changed of it."""
+    query, known = visit.query_as(RangeQuery), (visit.header(b"x-known") or b"").decode("latin-1").split(",")
+    values = await visit.read(project_page, visit.path_id("project"), query, known)
+    return await visit.render("project.html", {"query": query, **values})
 
 
 CROWD_TIME = 10.0  # seconds for which all who look at a public project's page for volunteers get the same
@@ -1599,9 +1612,10 @@ def remove_template(tx: Tx, caller: Caller, template: sqlite3.Row) -> int:
 
 @tracker.needs(EDIT, tracker.TEMPLATE)
 def run_template(tx: Tx, caller: Caller, template: sqlite3.Row, texts: dict[str, str]) -> str:
-    """Makes a job of a template, and returns its token. What is left empty is not given.
+    """Makes a job of a template, and returns the path of its page; of the template's for who may not read jobs.
 
-    But a variable that has a value in the template is given as it was typed, also as an empty text.
+    What is left empty is not given. But a variable that has a value in the template is given as it was typed, also as
+    an empty text.
     """
     variables = typed_pairs(texts.get("more", ""), "more")
     for variable in tracker.declared_variables(template):
@@ -1614,7 +1628,8 @@ def run_template(tx: Tx, caller: Caller, template: sqlite3.Row, texts: dict[str,
         for name, one in free.items()
         if name in texts
     ]
-    return tracker.make_job(tx, template, variables, arguments, "page", **caller.by)["token"]
+    job = tracker.make_job(tx, template, variables, arguments, "page", **caller.by)
+    return f"/ui/jobs/{job['token']}" if caller.role(job["project"]) & READ else f"/ui/templates/{template['id']}"
 
 
 @tracker.needs(EDIT, tracker.JOB)
@@ -2248,7 +2263,7 @@ PAGES = [
     Page("/ui/projects/import", "project_import.html", tracker.needs(LOGIN)(nothing_more)),
     Action("", moving.import_by_form, again=True),
     Action("/ui/projects/pause", pause_all),
-    Page(ONE_PROJECT, "project.html", project_page),
+    Page(ONE_PROJECT, show_project),
     Action("/pause", tracker.pause_project, says=paused_in_words, again=False),
     Action("/rate", set_rate, RateForm, says="The rate is set.", again=False),
     Action("/reset/{kind}", reset_project, again="confirm"),
@@ -2280,7 +2295,7 @@ PAGES = [
     Page(ONE_PROJECT + "/templates/new", "template_edit.html", new_template_values),
     Action("", create_template_by_form, shows=show_secret),
     Page(ONE_TEMPLATE, "template.html", template_page),
-    Action("/run", run_template, Visit.texts, "/ui/jobs/{result}", "The job is made."),
+    Action("/run", run_template, Visit.texts, "{result}", "The job is made."),
     Action("/rotate_secret", tracker.rotate_template_secret, shows=show_secret, asks=(QUESTION, about_new_secret)),
     Action(
         "/delete",

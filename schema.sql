@@ -95,6 +95,7 @@ CREATE TABLE IF NOT EXISTS worker (
     paused                      INTEGER NOT NULL DEFAULT 0,
     closed_task_count           INTEGER NOT NULL DEFAULT 0
 ) STRICT;
+CREATE INDEX IF NOT EXISTS worker_alias ON worker (alias);
 
 CREATE TRIGGER IF NOT EXISTS worker_inserted AFTER INSERT ON worker BEGIN
     UPDATE budget SET used = used + 1 WHERE name = 'workers';

@@ -4015,7 +4015,7 @@ exit status: 0 all fine, 1 some lines refused, 2 usage, permission or server err
 
 EXPORT_MANUAL = """\
 Writes a whole project into FILE, for another tracker to import: settings, access, templates, kept hashes and tasks; no
-jobs, workflows, roles, keys or history. You need every role in the project. It is paused for it and stays so; what
+jobs, roles, keys or history. You need every role in the project. It is paused for it and stays so; what
 workers hold of it goes back into the queue, and what they release of it afterwards counts nowhere. The file holds the
 project's secrets: only you may read it. It appears when all of it is there."""
 

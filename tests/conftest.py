@@ -44,6 +44,7 @@ def heed_signals() -> None:
 
 
 heed_signals()
+gc.set_threshold(100_000, 50, 1000)  # while tests are collected, hardly anything of it is garbage
 
 
 def keep_files_in_memory() -> None:
@@ -88,10 +89,43 @@ def pytest_collection(session: pytest.Session) -> None:
                 importlib.import_module(file.stem)
 
 
+LONGEST = {  # functions of tests that take some ten seconds, but for those that share what is made for their module
+    "test_a_crawl_waits_for_the_end_of_a_ban_and_loses_no_page",
+    "test_a_crawl_whose_workers_are_killed_keeps_every_page_whole_and_another_asks_for_what_has_changed",
+    "test_a_kill_at_any_moment_of_a_compact_loses_nothing",
+    "test_a_killed_worker_and_a_killed_tracker_cost_no_page",
+    "test_a_large_upload_is_not_held_in_memory",
+    "test_a_tracker_that_is_away_is_waited_for",
+    "test_no_page_has_a_fault_for_anybody_in_any_theme_and_width",
+    "test_no_page_of_a_first_visit_has_a_fault",
+    "test_several_hosts_are_crawled_politely_by_several_workers_whatever_some_of_them_do",
+    "test_the_statuses_of_refusals_are_those_that_are_documented",
+    "test_the_tracker_and_a_simple_model_agree_after_every_step",
+}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Each of pytest's processes begins with its part of the longest tests: at the end one would wait for another."""
+    count = getattr(config, "workerinput", {}).get("workercount", 1)
+    long = [item for item in items if getattr(item, "originalname", "") in LONGEST]
+    rest = [item for item in items if getattr(item, "originalname", "") not in LONGEST]
+    share = -(-len(items) // count)  # what xdist gives each at first
+    items.clear()
+    for number in range(count):
+        mine = long[number::count]
+        first = number * len(mine) // count  # another one for each: not all of them drive a browser at once
+        items += mine[first:] + mine[:first]
+        some = max(0, share - len(mine))
+        items += rest[:some]
+        del rest[:some]
+    items += rest
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     """What has been loaded stays: thousands of tests are looked through for garbage once, and not with each of them."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(10_000, 10, 20)
 
 
 # The trackers of all tests have the same paths, and what is made of a row of their tables is the same.
@@ -260,15 +294,24 @@ COLUMNS = """
 """
 
 
+PASSING = {"meta": "key NOT IN ('uptime', 'clock', 'jobs_set_back')", "snapshot": "0", "sqlite_sequence": "0"}
+
+
 def dump(path: str | Path) -> dict[str, list[tuple]]:
     """Every row of every table, without what time, a mere visit and a refused duplicate change."""
-    passing = {"meta": "key NOT IN ('uptime', 'clock', 'jobs_set_back')", "snapshot": "0", "sqlite_sequence": "0"}
+    with dumping(path) as look:
+        return look()
+
+
+@contextlib.contextmanager
+def dumping(path: str | Path) -> Iterator[Callable[[], dict[str, list[tuple]]]]:
+    """What dumps a file over and over, on one connection: to open one takes seven times as long as to read all rows."""
     with contextlib.closing(sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro", uri=True)) as connection:
-        tables = {}
-        for table, columns in connection.execute(COLUMNS).fetchall():
-            rows = connection.execute(f"SELECT {columns} FROM {table} WHERE {passing.get(table, 1)}")
-            tables[table] = sorted(rows, key=repr)
-        return tables
+        selects = {
+            table: f"SELECT {columns} FROM {table} WHERE {PASSING.get(table, 1)}"
+            for table, columns in connection.execute(COLUMNS).fetchall()
+        }
+        yield lambda: {table: sorted(connection.execute(select), key=repr) for table, select in selects.items()}
 
 
 @contextlib.contextmanager
@@ -285,7 +328,7 @@ def serving_in_thread(handler: type[http.server.BaseHTTPRequestHandler]) -> Iter
             thread.join()
 
 
-def wait_until(condition: Callable[[], Any], seconds: float = 15) -> Any:
+def wait_until(condition: Callable[[], Any], seconds: float = 60) -> Any:
     """Returns the condition's first true value; fails when there is none in a time that is generous on any machine."""
     end = time.monotonic() + seconds
     while not (value := condition()):

@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LONGEST = 50_000  # repetitions
 FIRST = LONGEST // 16
 QUICK = 0.0002  # seconds: what takes less at FIRST takes, were it quadratic, at most 50 ms at LONGEST
-ENOUGH = 0.004  # seconds: at such a size the growth is looked at, and no larger one is tried
+ENOUGH = 0.004  # seconds: the growth is looked at from the size on that takes so long, were it linear
 ROUNDS = 5
 
 
@@ -42,12 +42,10 @@ def cost(run: Callable[[Any], Any], given: Any) -> float:
 
 def is_linear(run: Callable[[Any], Any], make: Callable[[int], Any]) -> bool:
     """Whether twice the input takes at most 2.5 times the work. `make` makes the input of a size."""
-    size = FIRST
-    if cost(run, make(size)) < QUICK:
+    if (first := cost(run, make(FIRST))) < QUICK:
         return True
+    size = FIRST * 2 ** math.ceil(math.log2(max(1, min(ENOUGH / first, LONGEST / 2 / FIRST))))
     with without_collector():
-        while size < LONGEST // 2 and cost(run, make(size)) < ENOUGH:
-            size *= 2
         return doubles(run, make, size) or doubles(run, make, size // 2)  # a step, as where memory is had, is no growth
 
 
@@ -160,9 +158,21 @@ class Named(str):
         return Named(name)
 
 
+def statements(tree: ast.Module) -> Iterator[ast.stmt | ast.expr]:
+    """Those of a module, and in the place of a class what it consists of."""
+    for one in tree.body:
+        yield from (*one.decorator_list, *one.bases, *one.body) if isinstance(one, ast.ClassDef) else (one,)
+
+
 def written_in(module: ModuleType) -> Iterator[tuple[int, tuple[str | bytes, int]]]:
     """The patterns that stand in calls of `re`, with their lines. In the place of a local name that name stands."""
-    for node in ast.walk(ast.parse(Path(module.__file__).read_text("utf-8"))):
+    source = Path(module.__file__).read_text("utf-8")
+    written = source.splitlines()
+    for node in itertools.chain.from_iterable(
+        ast.walk(one)
+        for one in statements(ast.parse(source))
+        if any("re." in line for line in written[one.lineno - 1 : one.end_lineno])
+    ):
         called = getattr(node, "func", None)
         if isinstance(called, ast.Attribute) and getattr(called.value, "id", None) == "re" and called.attr in CALLS:
             given = node.args[0]

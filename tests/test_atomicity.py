@@ -23,7 +23,7 @@ from typing import Any
 import httpx
 import nursery
 import pytest
-from conftest import MovedClock, Site, Worker, dump, wait_until
+from conftest import MovedClock, Site, Worker, dump, dumping, wait_until
 from place import OPERATIONS, call, check_counts, furnish, new_task
 
 import tracker
@@ -457,7 +457,13 @@ def check_all_or_nothing(path: Path, furnishing: Callable, operation: Callable) 
     async def main(database: tracker.Database) -> None:
         place = await database.write(furnishing)
         function, args = operation(place)
-        before = dump(path)
+        with dumping(path) as look:
+            await check(database, function, args, look)
+
+    async def check(
+        database: tracker.Database, function: Callable, args: tuple, look: Callable[[], dict[str, list[tuple]]]
+    ) -> None:
+        before = look()
         for nth in itertools.count(1):
             results = await outcomes(
                 database.write(put, f"before {nth}"),
@@ -466,7 +472,7 @@ def check_all_or_nothing(path: Path, furnishing: Callable, operation: Callable) 
             )
             assert isinstance(results[1], Sabotage), results
             assert results[::2] == [None, None]
-            after = dump(path)
+            after = look()
             put_now = {("put " + when + f" {nth}", 1) for when in ("before", "after")}
             assert set(after["meta"]) - set(before["meta"]) == put_now
             assert {**after, "meta": None} == {**before, "meta": None}
@@ -475,7 +481,7 @@ def check_all_or_nothing(path: Path, furnishing: Callable, operation: Callable) 
                 break
         assert nth > 1, "the operation executes nothing"
         await database.write(call, function, *args)
-        assert {**dump(path), "meta": None} != {**before, "meta": None}, "the operation changes nothing"
+        assert {**look(), "meta": None} != {**before, "meta": None}, "the operation changes nothing"
         check_counts(database._committer.connection)
 
     run_with_database(path, main)

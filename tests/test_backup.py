@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import sqlite3
 import stat
 import subprocess
@@ -153,7 +154,7 @@ def test_a_killed_backup_leaves_no_file_under_the_final_name(filled: Path, tmp_p
     script = f"""
 import os, sys; sys.path.insert(0, {str(PROGRAM.parent)!r})
 import backup, tracker
-backup.check_copy = lambda part: os.kill(os.getpid(), 9)
+backup.check_copy = lambda *_: os.kill(os.getpid(), 9)
 backup.back_up(tracker.Settings(database={str(filled)!r}), backup.Path({str(tmp_path / "copy.db")!r}), "1", print)
 """
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=60).returncode == -9
@@ -188,7 +189,7 @@ def test_one_that_was_killed_while_it_got_its_name_can_be_restored(
 def test_a_damaged_database_is_no_backup(filled: Path, tmp_path: Path) -> None:
     pages = filled.read_bytes()
     filled.write_bytes(pages[: len(pages) // 2] + b"\xff" * 4096 + pages[len(pages) // 2 + 4096 :])
-    refused("damaged", back_up, filled, tmp_path / "copy.db")
+    refused(f"^{re.escape(str(filled))}: .*damaged", back_up, filled, tmp_path / "copy.db")
     assert not (tmp_path / "copy.db").exists()
 
 
@@ -204,6 +205,8 @@ def test_what_cannot_be_backed_up_is_said_in_a_line(filled: Path, tmp_path: Path
     refused("no such database", back_up, tmp_path / "nothing.db", tmp_path / "copy.db")
     assert not (tmp_path / "nothing.db").exists()
     refused("in a folder that is there", back_up, filled, tmp_path / "nowhere" / "copy.db")
+    refused("name too long", back_up, filled, tmp_path / ("x" * 300))
+    refused("name too long", backup.restore, settings_of(tmp_path / "new.db"), tmp_path / ("x" * 300), silently)
     other = tmp_path / "other.db"
     with contextlib.closing(sqlite3.connect(other)) as connection:
         connection.execute("CREATE TABLE x (y)")
@@ -249,6 +252,28 @@ def test_a_damaged_backup_is_refused_and_the_database_stays(filled: Path, tmp_pa
     refused("damaged", backup.restore, settings_of(tmp_path / "new.db"), made, silently)
     assert filled.read_bytes() == before
     assert not (tmp_path / "new.db").exists() and not list(tmp_path.glob("*.restored*"))
+
+
+@pytest.mark.parametrize("kind", ["text", "empty", "another program's", "damaged"])
+def test_what_cannot_be_restored_is_named_as_it_was_given_and_leaves_nothing(
+    filled: Path, tmp_path: Path, kind: str
+) -> None:
+    made = back_up(filled, tmp_path / "copy.db")
+    backup.manifest_of(made).unlink()
+    match kind:
+        case "text":
+            made.write_text("dear")
+        case "empty":
+            made.write_bytes(b"")
+        case "another program's":
+            made.unlink()
+            with contextlib.closing(sqlite3.connect(made)) as connection:
+                connection.execute("CREATE TABLE x (y)")
+        case "damaged":
+            made.write_bytes(made.read_bytes()[:-8192])
+    there = sorted(tmp_path.iterdir())
+    refused(f"^{re.escape(str(made))}: ", backup.restore, settings_of(tmp_path / "new.db"), made, silently)
+    assert sorted(tmp_path.iterdir()) == there
 
 
 def test_one_of_a_newer_tracker_is_refused(filled: Path, tmp_path: Path) -> None:
@@ -303,6 +328,7 @@ def test_a_damaged_file_is_refused(with_files: Path, tmp_path: Path) -> None:
     made = back_up(with_files, tmp_path / "copy.db")
     (tmp_path / "copy.db.files" / "here").write_bytes(b"c0ntent")
     refused("damaged", backup.restore, settings_of(tmp_path / "new.db"), made, silently)
+    assert not list(tmp_path.glob("new.db*"))
 
 
 def test_a_file_that_is_there_already_is_not_copied_again(with_files: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import http
 import itertools
 import json
@@ -173,6 +174,7 @@ def test_a_worker_goes_on_after_a_page_that_drips(tmp_path: Path) -> None:
     answers = {"/a": DRIPPING["headers"], "/b": page("<a href=c>")}
     with serving(answers) as site, working(site, tmp_path, timeout=0.5) as worker:
         assert give(worker, f"{site.url}a")["result"] == library.FAILED
+        worker.crawl = dataclasses.replace(worker.crawl, timeout=30)
         assert worker.fetch(f"{site.url}b", "").links == [f"{site.url}c"]
 
 

@@ -476,7 +476,7 @@ def test_a_host_that_is_away_is_left_alone_and_its_pages_lose_no_attempt(
 def test_a_host_that_speaks_no_tls_is_away(tmp_path: Path) -> None:
     with serving({}) as site:
         url = site.url.replace("http:", "https:")
-        with working(url, tmp_path) as one:
+        with working(url, tmp_path, timeout=1) as one:
             assert give(one, f"{url}a")["result"] == library.SKIPPED
             assert one.hosts.away("127.0.0.1") > 0
 

@@ -343,6 +343,7 @@ METHODS = {
     "/project/paused_workers/1": "GET",
     "/project/resume_worker/1/1": "POST",
     "/project/set_all_paused": "POST",
+    "/project/notices/1": "GET POST",
     "/project/request_access": "POST",
     "/project/access_list/1": "GET",
     "/project/accept_request/1/1": "POST",

@@ -109,11 +109,12 @@ def test_what_is_no_port_is_said_in_one_line(tmp_path: Path, port: str) -> None:
     assert "port" in refusal(tmp_path, f"--port={port}")
 
 
-def test_a_port_that_is_taken_at_one_of_several_addresses_is_named(tmp_path: Path) -> None:
+def test_a_port_that_is_taken_at_one_of_several_addresses_is_named_and_no_database_is_left(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.2", 0)) as taken:
         port = str(taken.getsockname()[1])
         line = refusal(tmp_path, "--host", "127.0.0.1", "--host", "127.0.0.2", "--port", port)
         assert f"127.0.0.2:{port}: cannot be listened on: Address already in use" in line
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_nowhere_to_listen_is_said(tmp_path: Path) -> None:

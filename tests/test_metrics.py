@@ -21,6 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from test_direct import Line
 from test_query_plans import Bench, place_with
 
+import backup
 import meter
 import metrics
 import tracker
@@ -209,6 +210,17 @@ def test_who_was_seen_is_counted_for_a_while(site: Site) -> None:
     site.clock.pass_time(60)
     worker.assign(project)
     assert sample(site, "tracker_workers_seen") == 1 and sample(site, "tracker_workers") == 2
+
+
+def test_who_was_seen_is_known_again_after_a_restart(site: Site, tmp_path: Path) -> None:
+    project = site.admin.create_project()
+    worker = site.create_worker(project)
+    site.create_worker()
+    site.clock.pass_time(60)
+    worker.assign(project)
+    made = backup.back_up(site.settings, tmp_path / "copy.db", "1", lambda line: None)  # as another one would find it
+    with tracker.serving(tracker.Settings(database=str(made), log_file="", public_metrics=True), site.clock) as url:
+        assert "tracker_workers_seen 1.0" in httpx.get(f"{url}/metrics", trust_env=False).text
 
 
 # ── What a scrape costs ───────────────────────────────────────────────────────────────────────────────────────────────

@@ -239,6 +239,49 @@ def test_a_copy_of_an_import_is_the_same_file(site: Site, other: Site) -> None:
     assert [line for line in lines[0] if b"task" in line] == [line for line in lines[1] if b"task" in line]
 
 
+def test_workflows_go_with_their_templates(site: Site, other: Site) -> None:
+    project, elsewhere = site.admin.create_project("flows"), site.admin.create_project("elsewhere")
+
+    def template(name: str, of: int = project) -> int:
+        body = {"project": of, "name": name, "recipe": name}
+        return site.admin.post("/template/create", body).json()["content"]["template"]["id"]
+
+    def workflow(name: str, start: int, *edges: tuple[int, str, int]) -> None:
+        listed = [dict(zip(("template", "ending", "target"), edge, strict=True)) for edge in edges]
+        body = {"project": project, "name": name, "start": start, "edges": listed}
+        assert site.admin.post("/workflow/create", body).status_code == 200
+
+    template("not in one")
+    build, deploy, foreign = template("build"), template("deploy"), template("foreign", elsewhere)
+    workflow("release", build, (build, "success", deploy), (deploy, "failure", build), (build, "failure", foreign))
+    workflow("begins elsewhere", foreign)
+    file = exported(site.admin, project)
+    assert json.loads(file.splitlines()[1])["left_out"] == {"workflows": 1, "edges": 1}
+
+    other.admin.create_project("other numbers there")
+    new = imported(other.admin, file)
+    names = {one["id"]: one["name"] for one in other.admin.get(f"/template/list/{new}").json()["content"]["templates"]}
+    [moved] = other.admin.get(f"/workflow/list/{new}").json()["content"]["workflows"]
+    edges = {(names[edge["template"]], edge["ending"], names[edge["target"]]) for edge in moved["edges"]}
+    assert (moved["name"], names[moved["start"]]) == ("release", "build")
+    assert edges == {("build", "success", "deploy"), ("deploy", "failure", "build")}
+    other.admin.update_project(new, paused=False)
+    worker = other.create_worker(new)
+    assert other.admin.post(f"/workflow/trigger/{moved['id']}", {}).status_code == 200
+    for recipe in ("build", "deploy"):
+        task = worker.assigned(new)
+        assert task["recipe"] == recipe and worker.released(task["id"])
+    assert exported(other.admin, new).count(b'"type":"workflow"') == 1
+
+
+def test_no_more_workflows_come_than_a_list_shows(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracker, "MOST_TEMPLATES", 2)
+    template = {"type": "template", "template": {"name": "x"}, "number": 7}
+    flows = [{"type": "workflow", "name": name, "start": 7} for name in ("a", "a", "b", "c")]
+    project = imported(site.admin, sealed(HEADER, BARE, template, *flows))
+    assert site.read("SELECT name FROM workflow WHERE project = ?", project) == [("a",), ("b",)]
+
+
 # ── What is refused ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -291,6 +334,13 @@ WRONG = {
     "more attempts than can be counted on": sealed(HEADER, BARE, {**TASK, "retries": 2**63 - 1}),
     "more lost leases than can be counted on": sealed(HEADER, BARE, {**TASK, "lost_leases": 2**63 - 1}),
     "a bad template": sealed(HEADER, BARE, {"type": "template", "template": {"name": " "}}),
+    "a workflow of templates that are not in it": sealed(HEADER, BARE, {"type": "workflow", "name": "x", "start": 1}),
+    "a workflow without a name": sealed(
+        HEADER,
+        BARE,
+        {"type": "template", "template": {"name": "x"}, "number": 1},
+        {"type": "workflow", "name": " ", "start": 1},
+    ),
     "deeply nested": sealed(HEADER, BARE).replace(b'"bare"', b"[" * 100_000 + b"]" * 100_000),
     "gzip that is cut": gzip.compress(sealed(HEADER, BARE))[:-20],
 }
@@ -576,3 +626,15 @@ def test_a_task_that_had_failed_leaves_nothing_behind_when_it_is_closed_here(sit
     assert site.admin.counts(new) == {"closed": 1}
     assert site.read("SELECT * FROM failure") == []
     assert site.read("SELECT used FROM budget WHERE name = 'reasons'") == [(0,)]
+
+
+def test_failed_tasks_without_a_reason_are_a_group_that_goes_when_they_are_retried(site: Site) -> None:
+    tasks = [{**TASK, "recipe": recipe, "state": "failed"} for recipe in "ab"]
+    project = imported(site.admin, sealed(HEADER, BARE, *tasks, {**TASK, "recipe": "c", "retries": 2}))
+    groups = "SELECT pattern, failed_task_count FROM cause WHERE project = ?"
+    assert site.read(groups, project) == [("", 2)]
+    failures = Tab(site.admin.http).open(f"/ui/projects/{project}").tree.get_element_by_id("failures")
+    assert "no reason given" in failures.text_content()
+    site.admin.post(f"/project/reset_failed_tasks/{project}")
+    wait_until(lambda: site.admin.counts(project) == {"waiting": 3})
+    assert site.read(groups, project) == []

@@ -147,6 +147,19 @@ def test_a_share_of_failures_is_told_when_it_is_reached() -> None:
     assert events(memory, one) == ["failing"]
 
 
+def test_the_last_attempts_are_known_again_after_a_restart() -> None:
+    memory, one = Memory(), meter.Meter()
+    project = prepared(memory, one)
+    one.recent[project].add(closed=5, failed=12)
+    assert events(memory, one) == []
+    again = meter.Meter()
+    projects, changed = memory.do(notices.find_changes, again)
+    again.watch(projects)
+    assert not changed and again.recent[project].known == one.recent[project].known
+    again.recent[project].add(closed=0, failed=10)
+    assert events(memory, again) == ["failing"]
+
+
 def test_a_project_that_stands_still_is_told_once_and_not_while_it_is_paused() -> None:
     memory, one = Memory(), meter.Meter()
     prepared(memory, one)
@@ -171,7 +184,7 @@ def prepared(memory: Memory, one: meter.Meter) -> int:
     body = tracker.shapes.ProjectBody(name="one")
     project = memory.do(tracker.create_project, session, body)["id"]
     memory.do(notices.set_hook, project, notices.HookBody("http://example.org/", **EVERY))
-    one.watch([project])
+    one.watch({project: (0, "")})
     assert events(memory, one) == []
     return project
 

@@ -1752,6 +1752,12 @@ def test_the_form_to_run_a_template_is_made_from_what_it_declares(place: Place) 
     assert job["origin"] == "page" and "manager admin" in page.text
 
 
+def test_who_may_run_a_template_and_not_read_its_jobs_stays_at_the_template(place: Place) -> None:
+    editor = manager_with(place, EDIT)
+    page = editor.send(editor.open(f"/ui/templates/{place.template}").form("/run"))
+    assert page.notice == "The job is made." and page.answer.url.path == f"/ui/templates/{place.template}"
+
+
 def test_a_run_without_a_required_value_names_it_and_keeps_the_others(place: Place) -> None:
     template = place.create_template("needy", variables=[{"name": "who", "required": True}, {"name": "what"}])
     before = place.dump()

@@ -21,6 +21,7 @@ from place import OPERATIONS, Memory, Operation, Place, StillClock, call, create
 import acts
 import counts
 import failures
+import moving
 import pages
 import pauses
 import retention
@@ -431,6 +432,17 @@ def plan_of(name: str, part: str) -> str:
     plans = {sql: plan for sql, plan in bench.copy().plans(function, *args) if part in sql}
     (plan,) = plans.values()
     return "\n".join(plan).replace("COVERING ", "")
+
+
+def test_workers_are_found_and_listed_by_their_names_through_the_index() -> None:
+    bench = Bench()
+    session = bench.do(tracker.register_manager, "somebody", "unused")[1]
+    for function, args in (
+        (pages.worker_list, (session, pages.WorkersQuery(sort="alias"))),
+        (moving.request_access, ([moving.Access("a", True, True)], 1)),
+    ):
+        plans = ["\n".join(plan) for _, plan in bench.plans(function, *args)]
+        assert any("worker USING INDEX worker_alias" in plan.replace("COVERING ", "") for plan in plans), plans
 
 
 def test_a_waiting_task_is_found_through_its_index() -> None:
