@@ -60,6 +60,8 @@ BODIES: dict[tuple[str, str], type] = {
     ("POST", "/project/update/{project}"): shapes.ProjectBody,
     ("POST", "/project/export/{project}"): moving.ExportBody,
     ("POST", "/project/request_access"): shapes.AccessBody,
+    ("POST", "/project/notices/{project}"): shapes.NoticesBody,
+    ("POST", "/project/set_all_paused"): shapes.PausedBody,
     ("POST", "/project/secret/{project}"): shapes.SecretBody,
     ("POST", "/project/webhook_secret/{project}"): shapes.WebhookSecretBody,
     ("POST", "/git/receivehook"): shapes.PushBody,
@@ -77,6 +79,7 @@ NO_BODY = {  # what is sent to these is not looked at: existing clients send `nu
     ("POST", "/project/accept_request/{project}/{worker}"),
     ("POST", "/project/reject_request/{project}/{worker}"),
     ("POST", "/project/reject_requests/{project}"),
+    ("POST", "/project/resume_worker/{project}/{worker}"),
     ("POST", "/project/trust/{project}"),
     ("POST", "/project/delete/{project}"),
     ("POST", "/project/reset_failed_tasks/{project}"),
@@ -249,6 +252,20 @@ class House:
             ("POST", "/project/reject_request/{project}/{worker}"): Example(self.as_admin, candidate),
             ("POST", "/project/reject_requests/{project}"): Example(self.as_admin, project),
             ("POST", "/project/trust/{project}"): Example(self.as_admin, project),
+            ("GET", "/project/paused_workers/{project}"): Example(self.as_nobody, project),
+            ("POST", "/project/resume_worker/{project}/{worker}"): Example(
+                self.as_admin, {**project, "worker": self.worker.id}
+            ),
+            ("POST", "/project/set_all_paused"): Example(self.as_admin, body={"paused": False}),
+            ("GET", "/project/notices/{project}"): Example(self.as_admin, project),
+            ("POST", "/project/notices/{project}"): Example(
+                self.as_admin,
+                project,
+                {
+                    **{"url": "http://127.0.0.1:1/", "kind": "json", "events": ["finished"]},
+                    **{"failing_share": 50, "stalled_minutes": 30},
+                },
+            ),
             ("POST", "/project/request_access"): Example(
                 self.as_stranger, body={**project, "assign": True, "submit": False}
             ),
