@@ -575,3 +575,33 @@ def test_the_list_of_projects_asks_before_it_pauses_all_and_names_them(site: Sit
     assert (
         "Pause all" not in Tab(site.guest).open("/ui/").buttons | Tab(site.create_manager().http).open("/ui/").buttons
     )
+
+
+def test_two_managers_of_whom_one_pauses_all_and_one_resumes_all_come_to_an_end(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = [site.admin.create_project() for _ in range(4)]
+    monkeypatch.setattr(projects, "PIECE", 2)
+    undone: list[int] = []
+    record = projects.acts.record
+
+    def undo_at_once(tx: Any, manager: int, action: str, project: int) -> None:
+        """The other manager is as quick: what has just been paused goes on again."""
+        record(tx, manager, action, project)
+        undone.append(project)
+        assert len(undone) <= len(made)
+        tx.execute("UPDATE project SET paused = 0 WHERE id = ?", (project,))
+
+    monkeypatch.setattr(projects.acts, "record", undo_at_once)
+    assert pause_all(site.admin) == 4 and undone == made
+
+
+def test_a_text_that_says_paused_is_no_pause_of_its_own(site: Site) -> None:
+    named, told, long = (site.admin.create_project() for _ in range(3))
+    pause_all(site.admin)
+    site.admin.update_project(named, name="paused")
+    site.admin.update_project(told, motd="archived")
+    texts = dict.fromkeys(("motd", "version", "clone_url"), '"' * 1000)
+    site.admin.update_project(long, **texts, paused=False)
+    site.admin.update_project(long, **dict.fromkeys(texts, "\\" * 1000), paused=True)
+    assert pause_all(site.admin, False) == 2 and paused(site) == [long]
