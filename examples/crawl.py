@@ -26,9 +26,10 @@ one crawl of all that you want of a host. One that is too busy (429, 502, 503, 5
 away (no connection, no name, no TLS) is left alone, longer each time, or for as long as it asks; its pages go back to
 the tracker with a delay, which costs them no attempt, and other hosts go on. When five pages in a row have failed
 otherwise (silence, drips, resets, garbage, 500), the next thing that the host is asked for is the page that it has
-answered last: if that comes, the pages are at fault, and each fails after --max-retries; else the host is away. One
-that stays away (--host-patience) fails its pages. The longest rest that it has asked for, of 30 days at most, does not
-count there, nor does the time in which no crew was there; asking again and again does.
+answered last: if that comes, the pages are at fault, and each fails after --max-retries; else the host is away, and
+is asked for that page and for others by turns. One that stays away (--host-patience) fails its pages. The longest
+rest that it has asked for, of 30 days at most, does not count there, nor does the time in which no crew was there;
+asking again and again does.
 
 Press Ctrl-C, kill a worker, kill the tracker: start again what is gone, with the same command, and the crawl goes on.
 While the tracker is away the workers repeat their request with growing pauses; while a disk is full they wait.
@@ -1012,8 +1013,12 @@ class Hosts:
         return self.with_host(name, count)
 
     def doubted(self, name: str) -> str:
-        """The page that the host has answered last, if so many have failed, or been refused, since. Else empty."""
-        doubted = self.read("name = ? AND (silent >= ? OR refusals > ?)", name, MOST_SILENT, MOST_PUT_OFF)
+        """The page that the host has answered last, if so many have failed, or been refused, since. Else empty.
+
+        When that does not come either, another page has the turn after it: the one page may be gone for good.
+        """
+        which = "name = ? AND refusals % 2 = 0 AND (silent >= ? OR refusals > ?)"
+        doubted = self.read(which, name, MOST_SILENT, MOST_PUT_OFF)
         return doubted[0].good if doubted else ""
 
     def rest(self, name: str) -> float:

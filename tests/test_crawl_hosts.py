@@ -544,10 +544,23 @@ def test_a_host_that_does_not_even_answer_for_what_it_had_answered_is_away(tmp_p
     with serving(answers) as site, working(site.url, tmp_path, host_patience=3600) as one:
         give(one, f"{site.url}good")
         assert give_all(one, site, *"aaaaaaaa")[-3:] == [library.SKIPPED] * 3
-        assert site.asked[-3:] == ["/good"] * 3
+        assert site.asked[-3:] == ["/good", "/a", "/good"]
         assert one.hosts.away("127.0.0.1") > 0
         one.hosts.db.execute("UPDATE host SET away_since = away_since - 3601")
         assert give_all(one, site, "a") == [library.FAILED]
+
+
+@pytest.mark.parametrize("failure", [answer(status=500), answer(status=429)], ids=["500", "429"])
+def test_a_host_is_not_away_because_the_page_that_it_had_answered_does_not_come_any_more(
+    failure: list[Any], tmp_path: Path
+) -> None:
+    answers = {"/a": failure, "/good": [page(""), failure], "/b": page("")}
+    with serving(answers) as site, working(site.url, tmp_path, host_patience=10**6) as one:
+        give(one, f"{site.url}good")
+        give_all(one, site, *"aaaaaaa")
+        assert "/good" in site.asked[1:]
+        assert give_all(one, site, *"bb")[-1] == library.DONE
+        assert one.hosts.away("127.0.0.1") == 0
 
 
 def test_a_host_is_not_asked_again_for_what_its_robots_txt_forbids_by_now(tmp_path: Path) -> None:
