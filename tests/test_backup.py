@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import sqlite3
 import stat
 import subprocess
@@ -322,6 +323,36 @@ def test_the_files_of_jobs_are_in_the_backup_and_put_back(with_files: Path, tmp_
     assert backup.restore(settings_of(tmp_path / "elsewhere" / "new.db"), made, silently) == 1
     restored = tmp_path / "elsewhere" / "new.db.files" / "here"
     assert restored.read_bytes() == b"content" and stat.S_IMODE(restored.stat().st_mode) == 0o600
+
+
+def test_who_interrupts_a_restore_when_the_database_is_in_its_place_loses_no_file(
+    with_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = back_up(with_files, tmp_path / "copy.db")
+
+    def interrupted(_folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(backup, "sync_folder", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        backup.restore(settings_of(tmp_path / "new.db"), made, silently)
+    assert (tmp_path / "new.db").stat().st_size and (tmp_path / "new.db.files" / "here").read_bytes() == b"content"
+
+
+def test_a_database_that_comes_between_is_not_restored_over_and_keeps_what_is_beside_it(
+    with_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, new = back_up(with_files, tmp_path / "copy.db"), tmp_path / "new.db"
+    take = backup.Guard.take
+
+    def take_late(guard: Any) -> None:
+        shutil.copy(made, new)
+        shutil.copytree(f"{made}.files", f"{new}.files")
+        take(guard)
+
+    monkeypatch.setattr(backup.Guard, "take", take_late)
+    refused("has something in it", backup.restore, settings_of(new), made, silently)
+    assert (tmp_path / "new.db.files" / "here").exists()
 
 
 def test_a_damaged_file_is_refused(with_files: Path, tmp_path: Path) -> None:
