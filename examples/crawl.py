@@ -2933,8 +2933,13 @@ def check_arguments(args: argparse.Namespace) -> None:
     for name in [*numbers, "max_pages", "max_time", "max_variants"]:
         if not 0 < getattr(args, name) <= math.inf:
             raise ValueError(f"argument --{name.replace('_', '-')}: must be more than 0")
+    for name, most in ("max_assign_time", 2**31 - 1), ("max_retries", 2**15 - 1):  # that the tracker takes
+        if getattr(args, name) > most:
+            raise ValueError(f"argument --{name.replace('_', '-')}: must be at most {most}")
     if not 0 <= args.rate < math.inf:
         raise ValueError("argument --rate: must be 0 or more")
+    if not args.max_depth >= 0:
+        raise ValueError("argument --max-depth: must be 0 or more")
     if args.max_assign_time < 3 * args.timeout:
         raise ValueError("--max-assign-time must be at least 3 times --timeout, or slow pages are assigned twice")
     if args.seeds_file:
@@ -2944,6 +2949,8 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise ValueError("name a SEED_URL, or --seeds, or --sitemap")
     if args.report and not args.report.absolute().parent.is_dir():
         raise ValueError(f"argument --report: there is no folder {args.report.parent}")
+    if args.report and args.report.is_dir():  # else that would be told when all is crawled
+        raise ValueError(f"argument --report: {args.report} is a folder")
     args.logins = read_logins(args)
     for name in ("seeds", "sitemap"):
         setattr(args, name, list(dict.fromkeys(normalise(http_url(url).href) for url in getattr(args, name))))
