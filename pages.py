@@ -192,10 +192,10 @@ YOUNG_STEP = 10
 
 def charts_version(tx: Tx, project: int, span: str) -> str:
     """Which state of the charts it is: a new one with each snapshot, and of a young project every few seconds."""
-    first, last = tx.one(
+    first, last = tx.one(  # none of a future that a wrong clock has shown: that would be the last one for long
         "SELECT (SELECT min(time_stamp) FROM snapshot WHERE project = ?1), max(time_stamp)"
-        " FROM snapshot WHERE project = ?1",
-        (project,),
+        " FROM snapshot WHERE project = ?1 AND time_stamp <= ?2",
+        (project, tx.time),
     )
     young = first is None or tx.time - first < YOUNG
     return f"{span}-{tx.time // YOUNG_STEP if young else last}"
