@@ -376,6 +376,12 @@ def check_backup(backup: Path) -> None:
     with refusals(backup):
         if not backup.is_file():
             raise refusal(backup, "there is no such backup")
+        log = backup.with_name(f"{backup.name}-wal")
+        if log.is_file() and log.stat().st_size:
+            problem = (
+                f"it is a database in use, or was: some of it is in {log.name} alone. The command backup copies all"
+            )
+            raise refusal(backup, problem)
         with contextlib.closing(sqlite3.connect(f"{backup.as_uri()}?mode=ro&immutable=1", uri=True)) as connection:
             check_owner(connection, backup)
 

@@ -277,6 +277,15 @@ def test_what_cannot_be_restored_is_named_as_it_was_given_and_leaves_nothing(
     assert sorted(tmp_path.iterdir()) == there
 
 
+def test_a_database_whose_last_changes_are_in_its_log_is_no_backup(filled: Path, tmp_path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(filled)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("UPDATE project SET motd = 'not in the file yet'")
+        connection.commit()
+        refused("-wal alone", backup.restore, settings_of(tmp_path / "new.db"), filled, silently)
+    assert not list(tmp_path.glob("new.db*"))
+
+
 def test_one_of_a_newer_tracker_is_refused(filled: Path, tmp_path: Path) -> None:
     made = back_up(filled, tmp_path / "copy.db")
     backup.manifest_of(made).unlink()
