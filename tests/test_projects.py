@@ -536,6 +536,18 @@ def test_what_was_paused_before_or_since_by_itself_stays_so_when_all_go_on(site:
     assert not {own, other} & set(paused(site))
 
 
+def test_what_somebody_pauses_that_was_paused_with_all_stays_so(site: Site) -> None:
+    own, sent_back, resumed = (site.admin.create_project() for _ in range(3))
+    pause_all(site.admin)
+    for _ in range(2):
+        site.admin.update_project(own, paused=True)
+    site.admin.update_project(sent_back, **site.admin.project(sent_back))
+    site.admin.update_project(resumed, paused=False)
+    site.admin.update_project(resumed, paused=False)
+    assert pause_all(site.admin, False) == 1 and paused(site) == [own]
+    assert acts_of(site, own) == ["create_project", "pause_all", "update_project"]
+
+
 def test_a_waiting_worker_gets_a_task_when_all_go_on(site: Site) -> None:
     project = site.admin.create_project()
     worker = site.create_worker(project)
