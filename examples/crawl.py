@@ -1101,6 +1101,11 @@ def outcome_of(response: httpx.Response) -> tuple[str, float]:
     return "failed" if status >= 500 or status in (408, 425) else "broken", 0
 
 
+def is_away(error: httpx.HTTPError) -> bool:
+    """Whether it is the host that is not there, whatever it was asked for."""
+    return isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
+
+
 def unix_time(date: str) -> float | None:
     """Of a date as HTTP writes it. None if it is none."""
     try:
@@ -1777,8 +1782,8 @@ class Worker:
         try:
             self.loop.run(self.get(page))
         except httpx.HTTPError as error:
-            is_away = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
-            page.outcome, page.error = "refused" if is_away else "failed", f"{type(error).__name__} {error}".strip()
+            page.outcome = "refused" if is_away(error) else "failed"
+            page.error = f"{type(error).__name__} {error}".strip()
         except httpx.InvalidURL as error:  # a seed, of more than 64 KiB
             page.outcome, page.error, page.for_good, page.asked = "failed", f"InvalidURL {error}", True, False
 
@@ -2152,7 +2157,11 @@ class Robots:
 
 
 class RobotsAway(CrawlError):
-    """A robots.txt cannot be read now, so nobody knows what is allowed. Its host asks for so many seconds of rest."""
+    """A robots.txt cannot be read now, so nobody knows what is allowed.
+
+    The host that is to rest for it, besides the one whose pages it is about, and for how many seconds if it says so:
+    where it is elsewhere, a host is not left alone because one of its pages fails.
+    """
 
     def __init__(self, message: str, host: str, retry_after: float = 0):
         super().__init__(message)
@@ -2173,10 +2182,10 @@ def read_robots(
             response, body = asyncio.run(get_robots(robots, user_agent, auth, left))
         except TimeoutError:
             told = f"{robots} cannot be read: it takes longer than {ROBOTS_TIMEOUT} s"
-            raise RobotsAway(told, host_of(robots)) from None
+            raise RobotsAway(told, host_of(url)) from None
         except httpx.HTTPError as error:
             told = f"{robots} cannot be read: {str(error) or type(error).__name__}"
-            raise RobotsAway(told, host_of(robots)) from None
+            raise RobotsAway(told, host_of(robots if is_away(error) else url)) from None
         left -= time.monotonic() - began
         target = response.has_redirect_location and normalise(response.headers.get_list("Location")[0], robots)
         if not target or len(target) > LONGEST_URL:
@@ -2188,7 +2197,7 @@ def read_robots(
     outcome, rest = outcome_of(response)
     if outcome != "broken":
         told = f"{robots} answers {response.status_code}, so nobody knows what it allows"
-        raise RobotsAway(told, host_of(robots), rest)
+        raise RobotsAway(told, host_of(robots if outcome == "refused" else url), rest)
     return ""
 
 

@@ -677,6 +677,17 @@ def test_both_hosts_rest_when_the_one_that_has_the_robots_txt_of_the_other_asks_
         assert site.asked == ["/robots.txt", "/rules"]
 
 
+@pytest.mark.parametrize("failure", [answer(status=500), [], [RESET]], ids=["500", "nothing", "reset"])
+def test_no_host_rests_because_the_robots_txt_of_another_one_leads_to_a_page_of_it_that_fails(
+    failure: list[Any], tmp_path: Path
+) -> None:
+    with robots_elsewhere(tmp_path, rules=failure) as (one, site):
+        assert give(one, f"{site.url}a")["result"] == library.SKIPPED
+        resting = {host: one.hosts.rest(host) > 0 for host in ("127.0.0.1", "localhost")}
+        assert resting == {"127.0.0.1": True, "localhost": False}
+        assert one.hosts.away("localhost") == 0
+
+
 def test_a_robots_txt_that_leads_to_what_is_too_long_is_none() -> None:
     with serving({"/robots.txt": answer("", f"Location: /{'x' * 70_000}", status=301)}) as site:
         assert crawl.read_robots(site.url, "tests") == ""
