@@ -2011,13 +2011,15 @@ ACCESS_MATCHES = "(w.alias LIKE :text ESCAPE '\\' OR a.source LIKE :text ESCAPE 
 class Answer(msgspec.Struct):
     """What a manager answers requests for access: the selected, or all with `text` in the alias or the address.
 
-    `until`: the time of the last one that the question about all was about: others may have come in since.
+    `until`: the time of the last one that the question about all was about, and `most`, how many those were: others may
+    have come in since, by a clock that had been ahead even with an earlier time.
     """
 
     answer: Literal["accept", "reject"]
     which: Literal["selected", "all"] = "selected"
     text: Annotated[str, Meta(max_length=200)] = ""
     until: Annotated[int, Meta(ge=0, le=INT64_MAX)] = INT64_MAX
+    most: Annotated[int, Meta(ge=0, le=INT64_MAX)] = INT64_MAX
 
 
 ANSWERED = f"""
@@ -2034,10 +2036,13 @@ def answered_values(project: sqlite3.Row, body: Answer, workers: list[int]) -> d
 
 @tracker.needs(MANAGE_ACCESS, acts=True)
 def answer_requests(tx: Tx, caller: Caller, project: sqlite3.Row, body: Answer, workers: list[int]) -> int:
-    """Answers those of the requests that still wait. How many those were."""
+    """Answers those of the requests that still wait. How many those were. Refuses when they are more by now."""
     change = "UPDATE worker_access SET request = 0" if body.answer == "accept" else "DELETE FROM worker_access"
     sql = f"{change} WHERE project = :project AND worker IN (SELECT a.worker {ANSWERED})"
-    return tx.execute(sql, answered_values(project, body, workers)).rowcount
+    count = tx.execute(sql, answered_values(project, body, workers)).rowcount
+    if count > body.most:
+        raise TrackerError("conflict", "Others have asked for access meanwhile: look at the list again")
+    return count
 
 
 @tracker.needs(MANAGE_ACCESS)
@@ -2057,6 +2062,7 @@ def about_requests(tx: Tx, caller: Caller, project: sqlite3.Row, body: Answer, w
     requests = "the one request" if count == 1 else f"{count:,} requests"
     then = f"/ui/projects/{project['id']}/access"
     kept = {"answer": body.answer, "which": body.which, "text": body.text, "worker": workers, "until": until}
+    kept["most"] = count
     return question(
         f"{body.answer.capitalize()} {requests}?", says, f"{body.answer.capitalize()} them", then, kept=kept
     )
