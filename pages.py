@@ -1117,14 +1117,24 @@ def in_short(names: list[str], count: int) -> str:
     return ", ".join(names) + (f" and {count - len(names):,} more" if count > len(names) else "")
 
 
+class PauseForm(msgspec.Struct):
+    """Whether all projects are paused, or go on; and how many the question was about."""
+
+    paused: bool
+    most: Annotated[int, Meta(ge=0, le=INT64_MAX)] = INT64_MAX
+
+
 async def pause_all(visit: Visit) -> Response:
-    """POST /ui/projects/pause: all projects are paused, or those go on that were. Asks first."""
-    body = visit.form_as(shapes.PausedBody)
-    if visit.field("confirmed") != "yes":
-        values = await visit.read(tracker.needs(LOGIN)(about_all), body.paused)
+    """POST /ui/projects/pause: all projects are paused, or those go on that were.
+
+    Asks first, and again when it is about more by the time of the answer: somebody else may have paused all meanwhile.
+    """
+    form = visit.form_as(PauseForm)
+    values = await visit.read(tracker.needs(LOGIN)(about_all), form.paused)
+    if visit.field("confirmed") != "yes" or values["kept"]["most"] > form.most:
         return await visit.render(QUESTION, values)
-    count = await projects.set_paused(visit.tracker, visit.session(), body)
-    said = ("1 project is" if count == 1 else f"{count:,} projects are") + (" paused." if body.paused else " resumed.")
+    count = await projects.set_paused(visit.tracker, visit.session(), shapes.PausedBody(form.paused))
+    said = ("1 project is" if count == 1 else f"{count:,} projects are") + (" paused." if form.paused else " resumed.")
     return visit.see("/ui/", said)
 
 
@@ -1145,7 +1155,7 @@ def about_all(tx: Tx, caller: Caller, paused: bool) -> dict[str, Any]:
         )
         says = "Tasks are assigned again from {}. What was paused by itself stays so."
     button = "Pause all" if paused else "Resume all"
-    kept = {"paused": "true" if paused else "false"}
+    kept = {"paused": "true" if paused else "false", "most": count}
     return question(text, says.format(listed or "none"), button, "/ui/", kept=kept)
 
 

@@ -589,6 +589,19 @@ def test_the_list_of_projects_asks_before_it_pauses_all_and_names_them(site: Sit
     )
 
 
+def test_the_list_of_projects_asks_again_when_somebody_has_paused_all_since_it_asked(site: Site) -> None:
+    tab, held = Tab(site.admin.http), site.admin.create_project()
+    site.admin.create_project()
+    pause_all(site.admin)
+    site.admin.update_project(held, paused=False)
+    asked = tab.act("/ui/projects/pause", {"paused": "false"})
+    assert "Resume the project that was paused with all?" in asked.text
+    pause_all(site.admin)
+    again = tab.send(asked.form("/ui/projects/pause"))
+    assert "Resume all 2 projects that were paused together?" in again.text and len(paused(site)) == 2
+    assert tab.send(again.form("/ui/projects/pause")).notice == "2 projects are resumed."
+
+
 def test_two_managers_of_whom_one_pauses_all_and_one_resumes_all_come_to_an_end(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
