@@ -37,6 +37,10 @@ FORGET_OF_PROJECT = """
         SELECT id FROM act WHERE project IS ?1 AND (project IS NOT NULL OR stranger = ?2)
         ORDER BY id DESC LIMIT 100 OFFSET ?3)
 """
+LAST_PAUSE = """
+    SELECT action FROM act WHERE project = ? AND (action = 'pause_all' OR details = '{"paused":true}')
+    ORDER BY id DESC LIMIT 1
+"""
 FORGET_OLDEST = "DELETE FROM act WHERE id IN (SELECT id FROM act {which} ORDER BY id LIMIT 20)"
 
 
@@ -72,8 +76,19 @@ def note(
         project = made
     elif project is None and isinstance(details.get("project"), int):
         project = details.pop("project")
+    if action == "update_project" and not details and pauses_again(tx, project, *args):
+        details = {"paused": True}
     if action != "update_project" or details:  # what was sent as it was is no change
         record(tx, manager, action, project, **details)
+
+
+def pauses_again(tx: Tx, project: int, body: msgspec.Struct) -> bool:
+    """Whether somebody pauses, and does nothing else, what was paused with all others: it does not go on with them."""
+    said = {name: getattr(body, name) for name in body.__struct_fields__}
+    if {name: value for name, value in said.items() if value is not msgspec.UNSET} != {"paused": True}:
+        return False
+    last = tx.one(LAST_PAUSE, (project,))
+    return last is not None and last["action"] == "pause_all"
 
 
 def given(body: msgspec.Struct, old: Any) -> dict[str, Any]:

@@ -28,7 +28,7 @@ import msgspec
 from clock import Clock
 from database import APPLICATION_ID, SCHEMA_VERSION, connect, reason
 from errors import TrackerError
-from guard import Guard
+from guard import Guard, found
 from settings import Settings
 
 PIECE_PAGES = 2000  # that are copied before it says how far it is
@@ -357,14 +357,15 @@ def restore(settings: Settings, backup: Path, say: Say, force: bool = False) -> 
     was_there, new = guard.path.exists(), [path for path in beside if not path.exists()]
     guard.take()
     try:
-        if not force and was_there and is_used(guard.path):
+        if not force and is_used(guard.path):
             raise refusal(guard.path, "it has something in it, which --force replaces (make a backup of it first)")
         return put_back(backup, guard.path, settings, say)
     except BaseException:
-        if not was_there and guard.path.stat().st_size == 0:
-            guard.path.unlink()  # it was made to be locked
-        for path in new:
+        is_ours = found(guard.path) == guard.identity and (was_there or not guard.path.stat().st_size)
+        for path in new if is_ours else ():  # else what is there by now belongs to the database that is
             remove(path)
+        if is_ours and not was_there:
+            guard.path.unlink()  # it was made to be locked
         raise
     finally:
         guard.release()
@@ -375,6 +376,12 @@ def check_backup(backup: Path) -> None:
     with refusals(backup):
         if not backup.is_file():
             raise refusal(backup, "there is no such backup")
+        log = backup.with_name(f"{backup.name}-wal")
+        if log.is_file() and log.stat().st_size:
+            problem = (
+                f"it is a database in use, or was: some of it is in {log.name} alone. The command backup copies all"
+            )
+            raise refusal(backup, problem)
         with contextlib.closing(sqlite3.connect(f"{backup.as_uri()}?mode=ro&immutable=1", uri=True)) as connection:
             check_owner(connection, backup)
 

@@ -244,7 +244,7 @@ def serve(settings: Settings, sources: dict[str, str], options: argparse.Namespa
             log.warning("It listens beyond loopback: set allowed_hosts to the names under which browsers may reach it")
         notify.follow(server, lambda: running.db.write(nothing))
 
-    if not os.path.exists(settings.database):
+    if not os.path.exists(settings.database) or not os.path.getsize(settings.database):
         with listeners(settings):  # else a port that is taken would leave a new database, and nobody's
             pass
     run_loop(serve_until_stopped(settings, ready))

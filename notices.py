@@ -145,8 +145,11 @@ def set_notices(tx: Tx, caller: Caller, project: sqlite3.Row, body: shapes.Notic
     """Sets where the project's notices go, and which there are. Fields that are absent stay as they are.
 
     With an empty URL there are none any more, and those that wait are forgotten.
+    With a URL, and no kind, the tracker's command is it no more.
     """
     now = msgspec.structs.replace(get_notices(tx, caller, project), **given_fields(body))
+    if body.url is not UNSET and body.kind is UNSET and now.kind == "command":
+        now.kind = "json"  # who names a URL, or none, does not want the command any more
     if not now.url and body.url is UNSET and now.kind != "command":
         raise TrackerError("invalid", "is required: notices go nowhere yet", "url")
     bounds = {name: getattr(now, name) for name in ("failing_share", "stalled_minutes")}

@@ -192,10 +192,10 @@ YOUNG_STEP = 10
 
 def charts_version(tx: Tx, project: int, span: str) -> str:
     """Which state of the charts it is: a new one with each snapshot, and of a young project every few seconds."""
-    first, last = tx.one(
+    first, last = tx.one(  # none of a future that a wrong clock has shown: that would be the last one for long
         "SELECT (SELECT min(time_stamp) FROM snapshot WHERE project = ?1), max(time_stamp)"
-        " FROM snapshot WHERE project = ?1",
-        (project,),
+        " FROM snapshot WHERE project = ?1 AND time_stamp <= ?2",
+        (project, tx.time),
     )
     young = first is None or tx.time - first < YOUNG
     return f"{span}-{tx.time // YOUNG_STEP if young else last}"
@@ -1117,14 +1117,24 @@ def in_short(names: list[str], count: int) -> str:
     return ", ".join(names) + (f" and {count - len(names):,} more" if count > len(names) else "")
 
 
+class PauseForm(msgspec.Struct):
+    """Whether all projects are paused, or go on; and how many the question was about."""
+
+    paused: bool
+    most: Annotated[int, Meta(ge=0, le=INT64_MAX)] = INT64_MAX
+
+
 async def pause_all(visit: Visit) -> Response:
-    """POST /ui/projects/pause: all projects are paused, or those go on that were. Asks first."""
-    body = visit.form_as(shapes.PausedBody)
-    if visit.field("confirmed") != "yes":
-        values = await visit.read(tracker.needs(LOGIN)(about_all), body.paused)
+    """POST /ui/projects/pause: all projects are paused, or those go on that were.
+
+    Asks first, and again when it is about more by the time of the answer: somebody else may have paused all meanwhile.
+    """
+    form = visit.form_as(PauseForm)
+    values = await visit.read(tracker.needs(LOGIN)(about_all), form.paused)
+    if visit.field("confirmed") != "yes" or values["kept"]["most"] > form.most:
         return await visit.render(QUESTION, values)
-    count = await projects.set_paused(visit.tracker, visit.session(), body)
-    said = ("1 project is" if count == 1 else f"{count:,} projects are") + (" paused." if body.paused else " resumed.")
+    count = await projects.set_paused(visit.tracker, visit.session(), shapes.PausedBody(form.paused))
+    said = ("1 project is" if count == 1 else f"{count:,} projects are") + (" paused." if form.paused else " resumed.")
     return visit.see("/ui/", said)
 
 
@@ -1145,7 +1155,7 @@ def about_all(tx: Tx, caller: Caller, paused: bool) -> dict[str, Any]:
         )
         says = "Tasks are assigned again from {}. What was paused by itself stays so."
     button = "Pause all" if paused else "Resume all"
-    kept = {"paused": "true" if paused else "false"}
+    kept = {"paused": "true" if paused else "false", "most": count}
     return question(text, says.format(listed or "none"), button, "/ui/", kept=kept)
 
 
@@ -2011,13 +2021,15 @@ ACCESS_MATCHES = "(w.alias LIKE :text ESCAPE '\\' OR a.source LIKE :text ESCAPE 
 class Answer(msgspec.Struct):
     """What a manager answers requests for access: the selected, or all with `text` in the alias or the address.
 
-    `until`: the time of the last one that the question about all was about: others may have come in since.
+    `until`: the time of the last one that the question about all was about, and `most`, how many those were: others may
+    have come in since, by a clock that had been ahead even with an earlier time.
     """
 
     answer: Literal["accept", "reject"]
     which: Literal["selected", "all"] = "selected"
     text: Annotated[str, Meta(max_length=200)] = ""
     until: Annotated[int, Meta(ge=0, le=INT64_MAX)] = INT64_MAX
+    most: Annotated[int, Meta(ge=0, le=INT64_MAX)] = INT64_MAX
 
 
 ANSWERED = f"""
@@ -2034,10 +2046,13 @@ def answered_values(project: sqlite3.Row, body: Answer, workers: list[int]) -> d
 
 @tracker.needs(MANAGE_ACCESS, acts=True)
 def answer_requests(tx: Tx, caller: Caller, project: sqlite3.Row, body: Answer, workers: list[int]) -> int:
-    """Answers those of the requests that still wait. How many those were."""
+    """Answers those of the requests that still wait. How many those were. Refuses when they are more by now."""
     change = "UPDATE worker_access SET request = 0" if body.answer == "accept" else "DELETE FROM worker_access"
     sql = f"{change} WHERE project = :project AND worker IN (SELECT a.worker {ANSWERED})"
-    return tx.execute(sql, answered_values(project, body, workers)).rowcount
+    count = tx.execute(sql, answered_values(project, body, workers)).rowcount
+    if count > body.most:
+        raise TrackerError("conflict", "Others have asked for access meanwhile: look at the list again")
+    return count
 
 
 @tracker.needs(MANAGE_ACCESS)
@@ -2057,6 +2072,7 @@ def about_requests(tx: Tx, caller: Caller, project: sqlite3.Row, body: Answer, w
     requests = "the one request" if count == 1 else f"{count:,} requests"
     then = f"/ui/projects/{project['id']}/access"
     kept = {"answer": body.answer, "which": body.which, "text": body.text, "worker": workers, "until": until}
+    kept["most"] = count
     return question(
         f"{body.answer.capitalize()} {requests}?", says, f"{body.answer.capitalize()} them", then, kept=kept
     )

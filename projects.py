@@ -22,10 +22,14 @@ SHOWN = 10  # names in a question
 
 MAY_EDIT = f"(:admin OR id IN (SELECT project FROM manager_role WHERE manager = :manager AND role & {EDIT}))"
 GOING_ON = f"FROM project p WHERE NOT paused AND NOT archived AND {MAY_EDIT}"
+# An act names the fields that were changed as keys, or where that would be too long in a list. A text may say the same.
+CHANGES = " OR ".join(
+    f"""details LIKE '%"{name}":%' OR details LIKE '{{"changed":[%"{name}"%'""" for name in ("paused", "archived")
+)
 STOPPED = f"""
     FROM project p WHERE paused AND NOT archived AND {MAY_EDIT} AND (SELECT action FROM act
         WHERE project = p.id AND (action IN ('pause_all', 'export_project')
-            OR (action = 'update_project' AND (details LIKE '%"paused"%' OR details LIKE '%"archived"%')))
+            OR (action = 'update_project' AND ({CHANGES})))
         ORDER BY act.id DESC LIMIT 1) = 'pause_all'
 """
 
@@ -36,10 +40,10 @@ def affected(paused: bool) -> str:
 
 
 @needs(LOGIN)
-def set_some_paused(tx: Tx, caller: Caller, body: shapes.PausedBody) -> int:
-    """Pauses some more of the projects that the manager may edit, or resumes some. How many: 0 when all are."""
-    values = {**caller.as_values, "limit": PIECE}
-    some = f"SELECT id {affected(body.paused)} ORDER BY id LIMIT :limit"
+def set_some_paused(tx: Tx, caller: Caller, body: shapes.PausedBody, after: int) -> list[int]:
+    """Pauses the next ones, behind one, of the projects that the manager may edit, or resumes them. Which those are."""
+    values = {**caller.as_values, "after": after, "limit": PIECE}
+    some = f"SELECT id {affected(body.paused)} AND id > :after ORDER BY id LIMIT :limit"
     ready = tx.all(
         f"UPDATE project SET paused = NOT paused WHERE id IN ({some})"
         " RETURNING id, waiting_task_count + awaiting_verification_count",
@@ -49,14 +53,17 @@ def set_some_paused(tx: Tx, caller: Caller, body: shapes.PausedBody) -> int:
         acts.record(tx, caller.manager.id, "pause_all" if body.paused else "resume_all", project)
         if not body.paused:
             tx.ready.append((project, count))
-    return len(ready)
+    return [project for project, _ in ready]
 
 
 async def set_paused(running: tracker.Tracker, session: bytes | None, body: shapes.PausedBody) -> int:
-    """Pauses all of them, or resumes them. How many those were; a crash in between leaves some as they were."""
-    count = 0
-    while some := await running.db.write(tracker.as_caller, set_some_paused, session, body, long=True):
-        count += some
+    """Pauses all of them, or resumes them. How many those were; a crash in between leaves some as they were.
+
+    Each has its turn once: two managers of whom one pauses all and the other one resumes all would never end else.
+    """
+    count = last = 0
+    while some := await running.db.write(tracker.as_caller, set_some_paused, session, body, last, long=True):
+        count, last = count + len(some), max(some)
     return count
 
 

@@ -26,9 +26,10 @@ one crawl of all that you want of a host. One that is too busy (429, 502, 503, 5
 away (no connection, no name, no TLS) is left alone, longer each time, or for as long as it asks; its pages go back to
 the tracker with a delay, which costs them no attempt, and other hosts go on. When five pages in a row have failed
 otherwise (silence, drips, resets, garbage, 500), the next thing that the host is asked for is the page that it has
-answered last: if that comes, the pages are at fault, and each fails after --max-retries; else the host is away. One
-that stays away (--host-patience) fails its pages. The longest rest that it has asked for, of 30 days at most, does not
-count there, nor does the time in which no crew was there; asking again and again does.
+answered last: if that comes, the pages are at fault, and each fails after --max-retries; else the host is away, and
+is asked for that page and for others by turns. One that stays away (--host-patience) fails its pages. The longest
+rest that it has asked for, of 30 days at most, does not count there, nor does the time in which no crew was there;
+asking again and again does.
 
 Press Ctrl-C, kill a worker, kill the tracker: start again what is gone, with the same command, and the crawl goes on.
 While the tracker is away the workers repeat their request with growing pauses; while a disk is full they wait.
@@ -1012,8 +1013,12 @@ class Hosts:
         return self.with_host(name, count)
 
     def doubted(self, name: str) -> str:
-        """The page that the host has answered last, if so many have failed, or been refused, since. Else empty."""
-        doubted = self.read("name = ? AND (silent >= ? OR refusals > ?)", name, MOST_SILENT, MOST_PUT_OFF)
+        """The page that the host has answered last, if so many have failed, or been refused, since. Else empty.
+
+        When that does not come either, another page has the turn after it: the one page may be gone for good.
+        """
+        which = "name = ? AND refusals % 2 = 0 AND (silent >= ? OR refusals > ?)"
+        doubted = self.read(which, name, MOST_SILENT, MOST_PUT_OFF)
         return doubted[0].good if doubted else ""
 
     def rest(self, name: str) -> float:
@@ -1094,6 +1099,11 @@ def outcome_of(response: httpx.Response) -> tuple[str, float]:
     if status in BUSY or (rest and (status >= 500 or status in MAY_ASK_FOR_REST)):
         return "refused", rest
     return "failed" if status >= 500 or status in (408, 425) else "broken", 0
+
+
+def is_away(error: httpx.HTTPError) -> bool:
+    """Whether it is the host that is not there, whatever it was asked for."""
+    return isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
 
 
 def unix_time(date: str) -> float | None:
@@ -1772,8 +1782,8 @@ class Worker:
         try:
             self.loop.run(self.get(page))
         except httpx.HTTPError as error:
-            is_away = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
-            page.outcome, page.error = "refused" if is_away else "failed", f"{type(error).__name__} {error}".strip()
+            page.outcome = "refused" if is_away(error) else "failed"
+            page.error = f"{type(error).__name__} {error}".strip()
         except httpx.InvalidURL as error:  # a seed, of more than 64 KiB
             page.outcome, page.error, page.for_good, page.asked = "failed", f"InvalidURL {error}", True, False
 
@@ -2147,7 +2157,11 @@ class Robots:
 
 
 class RobotsAway(CrawlError):
-    """A robots.txt cannot be read now, so nobody knows what is allowed. Its host asks for so many seconds of rest."""
+    """A robots.txt cannot be read now, so nobody knows what is allowed.
+
+    The host that is to rest for it, besides the one whose pages it is about, and for how many seconds if it says so:
+    where it is elsewhere, a host is not left alone because one of its pages fails.
+    """
 
     def __init__(self, message: str, host: str, retry_after: float = 0):
         super().__init__(message)
@@ -2168,10 +2182,10 @@ def read_robots(
             response, body = asyncio.run(get_robots(robots, user_agent, auth, left))
         except TimeoutError:
             told = f"{robots} cannot be read: it takes longer than {ROBOTS_TIMEOUT} s"
-            raise RobotsAway(told, host_of(robots)) from None
+            raise RobotsAway(told, host_of(url)) from None
         except httpx.HTTPError as error:
             told = f"{robots} cannot be read: {str(error) or type(error).__name__}"
-            raise RobotsAway(told, host_of(robots)) from None
+            raise RobotsAway(told, host_of(robots if is_away(error) else url)) from None
         left -= time.monotonic() - began
         target = response.has_redirect_location and normalise(response.headers.get_list("Location")[0], robots)
         if not target or len(target) > LONGEST_URL:
@@ -2183,7 +2197,7 @@ def read_robots(
     outcome, rest = outcome_of(response)
     if outcome != "broken":
         told = f"{robots} answers {response.status_code}, so nobody knows what it allows"
-        raise RobotsAway(told, host_of(robots), rest)
+        raise RobotsAway(told, host_of(robots if outcome == "refused" else url), rest)
     return ""
 
 
@@ -2928,8 +2942,13 @@ def check_arguments(args: argparse.Namespace) -> None:
     for name in [*numbers, "max_pages", "max_time", "max_variants"]:
         if not 0 < getattr(args, name) <= math.inf:
             raise ValueError(f"argument --{name.replace('_', '-')}: must be more than 0")
+    for name, most in ("max_assign_time", 2**31 - 1), ("max_retries", 2**15 - 1):  # that the tracker takes
+        if getattr(args, name) > most:
+            raise ValueError(f"argument --{name.replace('_', '-')}: must be at most {most}")
     if not 0 <= args.rate < math.inf:
         raise ValueError("argument --rate: must be 0 or more")
+    if not args.max_depth >= 0:
+        raise ValueError("argument --max-depth: must be 0 or more")
     if args.max_assign_time < 3 * args.timeout:
         raise ValueError("--max-assign-time must be at least 3 times --timeout, or slow pages are assigned twice")
     if args.seeds_file:
@@ -2939,6 +2958,8 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise ValueError("name a SEED_URL, or --seeds, or --sitemap")
     if args.report and not args.report.absolute().parent.is_dir():
         raise ValueError(f"argument --report: there is no folder {args.report.parent}")
+    if args.report and args.report.is_dir():  # else that would be told when all is crawled
+        raise ValueError(f"argument --report: {args.report} is a folder")
     args.logins = read_logins(args)
     for name in ("seeds", "sitemap"):
         setattr(args, name, list(dict.fromkeys(normalise(http_url(url).href) for url in getattr(args, name))))

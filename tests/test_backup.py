@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import sqlite3
 import stat
 import subprocess
@@ -276,6 +277,15 @@ def test_what_cannot_be_restored_is_named_as_it_was_given_and_leaves_nothing(
     assert sorted(tmp_path.iterdir()) == there
 
 
+def test_a_database_whose_last_changes_are_in_its_log_is_no_backup(filled: Path, tmp_path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(filled)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("UPDATE project SET motd = 'not in the file yet'")
+        connection.commit()
+        refused("-wal alone", backup.restore, settings_of(tmp_path / "new.db"), filled, silently)
+    assert not list(tmp_path.glob("new.db*"))
+
+
 def test_one_of_a_newer_tracker_is_refused(filled: Path, tmp_path: Path) -> None:
     made = back_up(filled, tmp_path / "copy.db")
     backup.manifest_of(made).unlink()
@@ -322,6 +332,36 @@ def test_the_files_of_jobs_are_in_the_backup_and_put_back(with_files: Path, tmp_
     assert backup.restore(settings_of(tmp_path / "elsewhere" / "new.db"), made, silently) == 1
     restored = tmp_path / "elsewhere" / "new.db.files" / "here"
     assert restored.read_bytes() == b"content" and stat.S_IMODE(restored.stat().st_mode) == 0o600
+
+
+def test_who_interrupts_a_restore_when_the_database_is_in_its_place_loses_no_file(
+    with_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = back_up(with_files, tmp_path / "copy.db")
+
+    def interrupted(_folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(backup, "sync_folder", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        backup.restore(settings_of(tmp_path / "new.db"), made, silently)
+    assert (tmp_path / "new.db").stat().st_size and (tmp_path / "new.db.files" / "here").read_bytes() == b"content"
+
+
+def test_a_database_that_comes_between_is_not_restored_over_and_keeps_what_is_beside_it(
+    with_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, new = back_up(with_files, tmp_path / "copy.db"), tmp_path / "new.db"
+    take = backup.Guard.take
+
+    def take_late(guard: Any) -> None:
+        shutil.copy(made, new)
+        shutil.copytree(f"{made}.files", f"{new}.files")
+        take(guard)
+
+    monkeypatch.setattr(backup.Guard, "take", take_late)
+    refused("has something in it", backup.restore, settings_of(new), made, silently)
+    assert (tmp_path / "new.db.files" / "here").exists()
 
 
 def test_a_damaged_file_is_refused(with_files: Path, tmp_path: Path) -> None:

@@ -448,9 +448,15 @@ def test_a_seed_that_robots_txt_forbids_is_refused(site, server, tmp_path):
     assert "The seed is left out: forbidden by robots.txt" in output
 
 
-@pytest.mark.parametrize("words", ["http://h/ --workers x", "", "http://h/ --rate -1", "report", "report x y"])
+WRONG_WORDS = ["http://h/ --workers x", "", "http://h/ --rate -1", "report", "report x y"]
+WRONG_WORDS += [f"http://127.0.0.1/ {one}" for one in ("--report .", "--max-depth -1", "--max-retries 32768")]
+WRONG_WORDS += ["http://127.0.0.1/ --max-assign-time 2147483648"]
+
+
+@pytest.mark.parametrize("words", WRONG_WORDS)
 def test_what_is_wrong_with_a_command_is_told_in_a_line(words, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["crawl.py", *words.split()])
+    monkeypatch.setattr(crawl, "run", lambda _args: 0)
     with pytest.raises(SystemExit) as end:
         crawl.main()
     told = capsys.readouterr().err

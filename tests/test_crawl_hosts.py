@@ -544,10 +544,23 @@ def test_a_host_that_does_not_even_answer_for_what_it_had_answered_is_away(tmp_p
     with serving(answers) as site, working(site.url, tmp_path, host_patience=3600) as one:
         give(one, f"{site.url}good")
         assert give_all(one, site, *"aaaaaaaa")[-3:] == [library.SKIPPED] * 3
-        assert site.asked[-3:] == ["/good"] * 3
+        assert site.asked[-3:] == ["/good", "/a", "/good"]
         assert one.hosts.away("127.0.0.1") > 0
         one.hosts.db.execute("UPDATE host SET away_since = away_since - 3601")
         assert give_all(one, site, "a") == [library.FAILED]
+
+
+@pytest.mark.parametrize("failure", [answer(status=500), answer(status=429)], ids=["500", "429"])
+def test_a_host_is_not_away_because_the_page_that_it_had_answered_does_not_come_any_more(
+    failure: list[Any], tmp_path: Path
+) -> None:
+    answers = {"/a": failure, "/good": [page(""), failure], "/b": page("")}
+    with serving(answers) as site, working(site.url, tmp_path, host_patience=10**6) as one:
+        give(one, f"{site.url}good")
+        give_all(one, site, *"aaaaaaa")
+        assert "/good" in site.asked[1:]
+        assert give_all(one, site, *"bb")[-1] == library.DONE
+        assert one.hosts.away("127.0.0.1") == 0
 
 
 def test_a_host_is_not_asked_again_for_what_its_robots_txt_forbids_by_now(tmp_path: Path) -> None:
@@ -662,6 +675,17 @@ def test_both_hosts_rest_when_the_one_that_has_the_robots_txt_of_the_other_asks_
         assert give(one, f"{site.url}a")["result"] == library.SKIPPED
         assert min(map(one.hosts.rest, ("127.0.0.1", "localhost"))) > 3590
         assert site.asked == ["/robots.txt", "/rules"]
+
+
+@pytest.mark.parametrize("failure", [answer(status=500), [], [RESET]], ids=["500", "nothing", "reset"])
+def test_no_host_rests_because_the_robots_txt_of_another_one_leads_to_a_page_of_it_that_fails(
+    failure: list[Any], tmp_path: Path
+) -> None:
+    with robots_elsewhere(tmp_path, rules=failure) as (one, site):
+        assert give(one, f"{site.url}a")["result"] == library.SKIPPED
+        resting = {host: one.hosts.rest(host) > 0 for host in ("127.0.0.1", "localhost")}
+        assert resting == {"127.0.0.1": True, "localhost": False}
+        assert one.hosts.away("localhost") == 0
 
 
 def test_a_robots_txt_that_leads_to_what_is_too_long_is_none() -> None:

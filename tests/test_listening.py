@@ -117,6 +117,13 @@ def test_a_port_that_is_taken_at_one_of_several_addresses_is_named_and_no_databa
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_port_that_is_taken_leaves_an_empty_database_empty(tmp_path: Path) -> None:
+    (tmp_path / "empty.db").touch()
+    with socket.create_server(("127.0.0.2", 0)) as taken:
+        refusal(tmp_path, "--host", "127.0.0.2", "--port", str(taken.getsockname()[1]), "--database", "empty.db")
+    assert [(path.name, path.stat().st_size) for path in tmp_path.iterdir()] == [("empty.db", 0)]
+
+
 def test_nowhere_to_listen_is_said(tmp_path: Path) -> None:
     (tmp_path / "tracker.toml").write_text("host = []")
     assert "no address to listen on" in refusal(tmp_path)

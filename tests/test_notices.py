@@ -403,6 +403,20 @@ def test_who_may_not_edit_neither_reads_nor_sets_a_hook_by_the_api(site: Site) -
     assert "classified" not in json.dumps(site.read("SELECT details FROM act"))
 
 
+@pytest.mark.parametrize("url", ["", "https://example.org/crawls"])
+def test_who_names_a_url_or_none_by_the_api_has_the_command_no_more(make_site: Callable[..., Site], url: str) -> None:
+    site = make_site(notice_command=("/bin/true",))
+    project = site.admin.create_project()
+    path = f"/project/notices/{project}"
+    assert site.admin.post(path, {"kind": "command", "events": ["finished"]}).status_code == 200
+    as_it_is = site.admin.get(path).json()["content"]["notices"]
+    assert site.admin.post(path, as_it_is).status_code == 200
+    assert site.admin.get(path).json()["content"]["notices"] == as_it_is
+    assert site.admin.post(path, {"url": url}).status_code == 200
+    now = site.admin.get(path).json()["content"]["notices"]
+    assert (now["kind"], now["url"]) == ("json", url)
+
+
 def test_a_command_of_the_operator_gets_the_notice_on_its_standard_input(
     make_site: Callable[..., Site], tmp_path: Path
 ) -> None:

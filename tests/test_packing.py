@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 from conftest import Site
+from place import Memory
 from test_direct import Line
 
 import packing
@@ -141,6 +142,15 @@ def test_charts_are_sent_when_they_have_changed(
     monkeypatch.setattr(pages, "project_charts", made)
     other = site.admin.http.get(f"{path}?range=7d", headers={"X-Live": "n" * 22, "X-Known": known}).text
     assert "throughput-card" in other
+
+
+def test_charts_are_sent_with_each_snapshot_also_when_a_clock_that_was_ahead_was_set_right() -> None:
+    memory, project, seen = Memory(), 7, []
+    now = int(memory.clock.time())
+    for stamp in (now - 1000, now + 10**6, now - 60, now):
+        memory.connection.execute("INSERT INTO snapshot VALUES (?, ?, 0, 0, 0, 0, 0, 0)", (project, stamp))
+        seen.append(memory.do(pages.charts_version, project, "1h"))
+    assert seen[0] == seen[1] and len(set(seen)) == 3
 
 
 # ── Secrets ───────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -2101,6 +2101,18 @@ def test_who_asks_for_access_after_the_question_is_not_among_all_that_are_accept
     assert answered(site, project) == ({first}, {later})
 
 
+def test_who_asks_after_the_question_is_not_among_all_though_a_clock_was_ahead_before(site: Site) -> None:
+    project, visitor = site.admin.create_project(), Tab(site.admin.http)
+    site.clock.wall = 3600
+    (first,) = asking(site, project, "a")
+    site.clock.wall = 0
+    path = f"/ui/projects/{project}/access/answer"
+    asked = visitor.act(path, {"answer": "accept", "which": "all"})
+    (later,) = asking(site, project, "b")
+    assert "look at the list again" in visitor.send(asked.form(path)).text
+    assert answered(site, project) == (set(), {first, later})
+
+
 def test_a_question_about_requests_that_is_answered_with_no_leads_back_to_the_search(site: Site) -> None:
     project, visitor = site.admin.create_project(), Tab(site.admin.http)
     asking(site, project, "crew a")

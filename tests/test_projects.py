@@ -536,6 +536,18 @@ def test_what_was_paused_before_or_since_by_itself_stays_so_when_all_go_on(site:
     assert not {own, other} & set(paused(site))
 
 
+def test_what_somebody_pauses_that_was_paused_with_all_stays_so(site: Site) -> None:
+    own, sent_back, resumed = (site.admin.create_project() for _ in range(3))
+    pause_all(site.admin)
+    for _ in range(2):
+        site.admin.update_project(own, paused=True)
+    site.admin.update_project(sent_back, **site.admin.project(sent_back))
+    site.admin.update_project(resumed, paused=False)
+    site.admin.update_project(resumed, paused=False)
+    assert pause_all(site.admin, False) == 1 and paused(site) == [own]
+    assert acts_of(site, own) == ["create_project", "pause_all", "update_project"]
+
+
 def test_a_waiting_worker_gets_a_task_when_all_go_on(site: Site) -> None:
     project = site.admin.create_project()
     worker = site.create_worker(project)
@@ -575,3 +587,46 @@ def test_the_list_of_projects_asks_before_it_pauses_all_and_names_them(site: Sit
     assert (
         "Pause all" not in Tab(site.guest).open("/ui/").buttons | Tab(site.create_manager().http).open("/ui/").buttons
     )
+
+
+def test_the_list_of_projects_asks_again_when_somebody_has_paused_all_since_it_asked(site: Site) -> None:
+    tab, held = Tab(site.admin.http), site.admin.create_project()
+    site.admin.create_project()
+    pause_all(site.admin)
+    site.admin.update_project(held, paused=False)
+    asked = tab.act("/ui/projects/pause", {"paused": "false"})
+    assert "Resume the project that was paused with all?" in asked.text
+    pause_all(site.admin)
+    again = tab.send(asked.form("/ui/projects/pause"))
+    assert "Resume all 2 projects that were paused together?" in again.text and len(paused(site)) == 2
+    assert tab.send(again.form("/ui/projects/pause")).notice == "2 projects are resumed."
+
+
+def test_two_managers_of_whom_one_pauses_all_and_one_resumes_all_come_to_an_end(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = [site.admin.create_project() for _ in range(4)]
+    monkeypatch.setattr(projects, "PIECE", 2)
+    undone: list[int] = []
+    record = projects.acts.record
+
+    def undo_at_once(tx: Any, manager: int, action: str, project: int) -> None:
+        """The other manager is as quick: what has just been paused goes on again."""
+        record(tx, manager, action, project)
+        undone.append(project)
+        assert len(undone) <= len(made)
+        tx.execute("UPDATE project SET paused = 0 WHERE id = ?", (project,))
+
+    monkeypatch.setattr(projects.acts, "record", undo_at_once)
+    assert pause_all(site.admin) == 4 and undone == made
+
+
+def test_a_text_that_says_paused_is_no_pause_of_its_own(site: Site) -> None:
+    named, told, long = (site.admin.create_project() for _ in range(3))
+    pause_all(site.admin)
+    site.admin.update_project(named, name="paused")
+    site.admin.update_project(told, motd="archived")
+    texts = dict.fromkeys(("motd", "version", "clone_url"), '"' * 1000)
+    site.admin.update_project(long, **texts, paused=False)
+    site.admin.update_project(long, **dict.fromkeys(texts, "\\" * 1000), paused=True)
+    assert pause_all(site.admin, False) == 2 and paused(site) == [long]
