@@ -1131,6 +1131,8 @@ async def pause_all(visit: Visit) -> Response:
     """
     form = visit.form_as(PauseForm)
     values = await visit.read(tracker.needs(LOGIN)(about_all), form.paused)
+    if not values["kept"]["most"]:  # somebody else was faster
+        return visit.see("/ui/", f"There is no project to {'pause' if form.paused else 'resume'} any more.")
     if visit.field("confirmed") != "yes" or values["kept"]["most"] > form.most:
         return await visit.render(QUESTION, values)
     count = await projects.set_paused(visit.tracker, visit.session(), shapes.PausedBody(form.paused))

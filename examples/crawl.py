@@ -843,6 +843,7 @@ class Host:
     trouble: str = ""
     good: str = ""  # the page that it has answered last
     granted: float = 0  # the longest rest that it has asked for, and got, since then
+    granted_before: float = 0  # of all times when it was away before
 
     TIMES: ClassVar = ("next_turn", "busy_until", "asked", "booked", "rests_until", "away_since")
 
@@ -977,14 +978,16 @@ class Hosts:
         """The host is too busy or away, for so many seconds (0: it did not say).
 
         Whether that is news, and whether it has answered the page before this one. Patience with it does not
-        run for as long as the longest rest is that it has asked for, unless that is more than MOST_GRANTED.
+        run for as long as the longest rest is that it has asked for, up to MOST_GRANTED in the whole crawl: else a
+        host that answers one page in between would hold a crawl for ever.
         """
 
         def refuse(host: Host, now: float) -> tuple[bool, bool]:
             news, answers = host.rests_until <= now, not host.refusals
             host.refusals += news
             rest = seconds or min(FIRST_REST * 2 ** min(host.refusals - 1, 20), LONGEST_REST)
-            longer = seconds - host.granted if host.granted < seconds <= MOST_GRANTED else 0
+            asked_for = seconds if seconds <= MOST_GRANTED else 0
+            longer = max(0, min(asked_for, MOST_GRANTED - host.granted_before) - host.granted)
             host.away_since, host.granted = (host.away_since or now) + longer, host.granted + longer
             host.rests_until = max(host.rests_until, now + rest)
             host.slow, host.trouble = max(host.slow, min(rest / 8, SLOWEST)), trouble[:500]
@@ -996,6 +999,7 @@ class Hosts:
         """The host has answered for this page as it should: the next one may come sooner."""
 
         def accept(host: Host, now: float) -> None:
+            host.granted_before += host.granted
             host.silent = host.away_since = host.granted = 0
             host.good = url
             if host.rests_until <= now:
@@ -2465,12 +2469,19 @@ class Supervisor:
 # ── The report ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+NEEDED = {"url", "found_on", "outcome", "status", "error", "truncated", "size", "links", "left_out"}  # in every record
+
+
 def read_record(line: bytes) -> dict | None:
-    """Of a line of pages.jsonl. Before it there may be what a power cut or a full disk has left of another."""
+    """Of a line of pages.jsonl. Before it there may be what a power cut or a full disk has left of another.
+
+    None of what this program has not written.
+    """
     for start in (0, line.rfind(b'{"url": "')):
         with contextlib.suppress(ValueError):
             record = json.loads(line[start:]) if start >= 0 else None
-            return record if isinstance(record, dict) else None
+            whole = isinstance(record, dict) and record.keys() >= NEEDED and ada_url.check_url(str(record["url"]))
+            return record if whole else None
     return None
 
 

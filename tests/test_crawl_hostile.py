@@ -358,6 +358,18 @@ def test_the_longest_rest_that_a_host_asks_for_is_not_taken_from_the_patience_wi
     assert hosts.away("h") == DAY
 
 
+def test_what_a_host_asks_for_again_and_again_between_pages_is_granted_up_to_a_month_in_all(
+    hosts: crawl.Hosts, clock: list[float]
+) -> None:
+    lost = []
+    for _ in range(4):
+        hosts.refuse("h", 14 * DAY, "busy")
+        clock[0] += 14 * DAY
+        lost.append(hosts.away("h") / DAY)
+        hosts.accept("h", "http://h/")
+    assert lost == [0, 0, 12, 14]
+
+
 def test_pages_come_back_after_a_rest_that_is_longer_than_the_patience(tmp_path: Path, clock: list[float]) -> None:
     answers = {"/a": [answer("", "Retry-After: 604800", status=429), page("")]}
     with serving(answers) as site, working(site, tmp_path, host_patience=3 * DAY) as worker:

@@ -577,7 +577,7 @@ def test_a_host_is_not_asked_again_for_what_its_robots_txt_forbids_by_now(tmp_pa
 def test_what_an_earlier_version_has_known_of_hosts_is_known(tmp_path: Path) -> None:
     with contextlib.closing(crawl.Hosts(tmp_path / "h")) as hosts:
         hosts.refuse("a", 60, "busy")
-        for column in ("good", "granted"):
+        for column in ("good", "granted", "granted_before"):
             hosts.db.execute(f"ALTER TABLE host DROP COLUMN {column}")
     with contextlib.closing(crawl.Hosts(tmp_path / "h")) as hosts:
         assert hosts.rest("a") > 50

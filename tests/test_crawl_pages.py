@@ -704,6 +704,11 @@ def index_of(records: Path, *lines: bytes) -> crawl.Index:
     return index
 
 
+@pytest.mark.parametrize("line", [b"null", b"{}", b"[]", b'{"url": 1}', b'{"url": "http://a/", "outcome": "ok"}', b"x"])
+def test_a_line_that_is_no_record_is_passed_over(line: bytes) -> None:
+    assert crawl.read_record(line) is None
+
+
 def test_a_record_behind_what_a_full_disk_has_left_of_another_is_read(tmp_path: Path) -> None:
     one, two = record_of("http://s/1"), record_of("http://s/2")
     lines = [one[:40] + two, one[:9], b"\n", two, b"[]\n", one[:-1]]
