@@ -141,7 +141,7 @@ def test_an_agent_s_jobs_are_linked_for_those_who_may_read_them(lab: Lab) -> Non
 def test_what_a_shared_agent_does_for_another_queue_is_not_told(lab: Lab) -> None:
     agent = lab.agent("rack-1", "rack", "shelf")
     own, other = lab.submit(job_queue="rack"), lab.submit(job_queue="shelf")
-    gone = "00000000-0000-4000-8000-000000000000"
+    gone = "c0ffee42-0000-4000-8000-000000000000"
     for job in (own, other, gone):
         path = "/v1/agents/provision_logs/rack-1"
         body = {"job_id": job, "exit_code": 1, "detail": f"detail of {job[:8]}"}
