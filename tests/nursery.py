@@ -2,8 +2,9 @@
 
 A nursery is a process that has imported what the program imports, and forks for each start: the child runs the program
 from its first line, with arguments, folder, environment, standard files, signals and an exit status of its own. There
-is one for each program and each of pytest's processes; it ends with those. Elsewhere than on Linux it is
-subprocess.Popen that starts.
+is one for each program and each of pytest's processes; it ends with those. What such a program starts by
+multiprocessing's "spawn" are children of its own that were forked before its first line, and waited. Elsewhere than on
+Linux it is subprocess.Popen that starts.
 """
 
 from __future__ import annotations
@@ -199,10 +200,69 @@ def take_over(files: list[int]) -> list[str]:
     return arguments
 
 
+def spare() -> tuple[int, socket.socket]:
+    """Forks a child that waits for what it is to run: its process id, and the way to it. It ends with its parent."""
+    mine, its = socket.socketpair()
+    if child := os.fork():
+        its.close()
+        return child, mine
+    for way in [mine, *(way for _, way in spares)]:
+        way.close()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    request, files, _, _ = socket.recv_fds(its, 1 << 16, 10)
+    if not request:
+        os._exit(0)
+    be_executed(its, files, **json.loads(request))
+    sys.exit()
+
+
+def be_executed(way: socket.socket, files: list[int], arguments: list[str], numbers: list[int], ignored: list[int]):
+    """Does what these arguments of Python say, with these files under these numbers, as if Python began with them."""
+    way.close()
+    high = max(*numbers, *files) + 1  # where none of them is in the way of another
+    for place, file in enumerate(files):
+        os.dup2(file, high + place)
+        os.close(file)
+    for place, number in enumerate(numbers):
+        os.dup2(high + place, number)
+        os.close(high + place)
+    signal.signal(signal.SIGINT, signal.SIG_IGN if signal.SIGINT in ignored else signal.default_int_handler)
+    at = arguments.index("-c")
+    sys.argv = arguments[at : at + 1] + arguments[at + 2 :]
+    exec(arguments[at + 1], {"__name__": "__main__"})
+
+
+def hand_to_spare(path: bytes, arguments: list[Any], files: list[int]) -> int:
+    """What multiprocessing starts a process by (`util.spawnv_passfds`): a spare child takes it over, if one is left."""
+    if not spares:
+        return spawnv_passfds(path, arguments, files)
+    child, way = spares.pop()
+    ignored = [number for number in (signal.SIGINT,) if signal.getsignal(number) == signal.SIG_IGN]
+    texts = [os.fsdecode(argument) for argument in arguments]
+    request = {"arguments": texts, "numbers": list(files), "ignored": ignored}
+    with way:
+        socket.send_fds(way, [json.dumps(request).encode()], files)
+    return child
+
+
+def run_compiled(path: str) -> None:
+    """What multiprocessing finds the functions of the program by (`spawn._fixup_main_from_path`)."""
+    module = types.ModuleType("__mp_main__")
+    module.__file__ = path
+    sys.modules["__main__"] = sys.modules["__mp_main__"] = module
+    exec(code, module.__dict__)
+
+
+spares: list[tuple[int, socket.socket]] = []
+SPARES = 5  # a crew of four, and what looks after their semaphores; a larger one is started without us
+
 if __name__ == "__main__":
     program = Path(sys.argv[1])
     sys.path[0] = str(program.parent)
     module = importlib.import_module(program.stem)
+    several = "multiprocessing" in vars(module)
+    if several:
+        from multiprocessing import popen_spawn_posix, queues, resource_tracker, spawn, synchronize, util  # noqa: F401
     code = compile(program.read_bytes(), program, "exec")
     if program.stem == "tracker":
         module.dialects(), importlib.import_module("pages")  # which it imports later
@@ -210,6 +270,11 @@ if __name__ == "__main__":
         del sys.modules[program.stem]  # it is not there while it runs, unlike a tracker, which imports itself
     gc.freeze()
     sys.argv = [str(program), *take_over(next_child(socket.socket(fileno=int(sys.argv[2]))))]
+    if several:
+        spawn._fixup_main_from_path = run_compiled
+        spawnv_passfds, util.spawnv_passfds = util.spawnv_passfds, hand_to_spare
+        for _ in range(SPARES):
+            spares.append(spare())
     main = types.ModuleType("__main__")
     main.__file__ = str(program)
     sys.modules["__main__"] = main
