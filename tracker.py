@@ -4969,7 +4969,8 @@ def answer_with_tasks(
     try:
         if wait or long:
             attempt = functools.partial(database.write, *step, long=long)
-            assigned = yield wait_for_task(call, credentials, projects, attempt, wait) if wait else attempt()
+            wished = query.wait > 0
+            assigned = yield wait_for_task(call, credentials, projects, attempt, wait, wished) if wait else attempt()
         else:
             assigned = yield step
     except TrackerError as error:
@@ -5021,16 +5022,24 @@ async def hold_poll(call: Call, worker: int | str, projects: Sequence[int | str]
 
 
 async def wait_for_task(
-    call: Call, credentials: WorkerCredentials, projects: Sequence[int], attempt: Callable, wait: float
+    call: Call,
+    credentials: WorkerCredentials,
+    projects: Sequence[int],
+    attempt: Callable,
+    wait: float,
+    wished: bool = True,
 ) -> Assigned:
-    """Waits as long as the client does. What is assigned to one that has gone meanwhile does not wait for its lease."""
+    """Waits as long as the client does. What is assigned to one that has gone meanwhile does not wait for its lease.
+
+    One that wished for no wait may have ended its own side alone, and reads its answer.
+    """
     gone = asyncio.ensure_future(call.gone())
     try:
         least = call.tracker.polls.hold(credentials.id, projects)
         assigned = await call.tracker.waiters.assign(
             projects, attempt, wait, gone, least, call.waits_at, credentials.id
         )
-        if assigned.tasks and gone.done():
+        if assigned.tasks and wished and gone.done():
             await give_back(call.tracker.db, credentials.id, attempts_at(assigned.tasks))
             return Assigned([], "You had gone")
         return assigned

@@ -118,3 +118,21 @@ def test_a_client_that_has_ended_its_own_side_alone_gets_its_work(
         assert b" 200 " in read_all(connection).partition(b"\r\n")[0]
     assert [state for (state,) in one.site.read("SELECT state FROM job")] == ["assigned"]
     assert one.site.read("SELECT assignee IS NULL FROM task") == [(0,)]
+
+
+def test_a_client_that_has_ended_its_own_side_alone_gets_its_work_though_its_polls_are_held(
+    make_site: Callable[..., Site],
+) -> None:
+    site = make_site(max_empty_polls=1)
+    project = site.admin.create_project()
+    worker = site.create_worker(project)
+    assert worker.assigned(project) is None  # the next poll is held for a second, if there is nothing then
+    worker.submit(project)
+    host, port = site.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        head = [f"GET /task/get/{project} HTTP/1.1", "Host: localhost"]
+        head += [f"{name}: {worker.http.headers[name]}" for name in ("X-Worker-ID", "X-Secret")]
+        connection.sendall("\r\n".join([*head, "", ""]).encode())
+        connection.shutdown(socket.SHUT_WR)
+        assert b'"ok":true' in read_all(connection)
+    assert site.read("SELECT assignee, attempt FROM task") == [(worker.id, 1)]
