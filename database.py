@@ -408,13 +408,13 @@ def prepare_file(path: Path, settings: Settings) -> None:
 NO_WAL = "this file system cannot hold a database in WAL mode (as network shares cannot): it needs a local disk"
 NO_SHARED_MEMORY = {  # what a WAL needs beside it
     sqlite3.SQLITE_IOERR_SHMOPEN,
-    sqlite3.SQLITE_IOERR_SHMSIZE,
     sqlite3.SQLITE_IOERR_SHMLOCK,
     sqlite3.SQLITE_IOERR_SHMMAP,
 }
 WHY_NOT = {
     sqlite3.SQLITE_FULL: "the disk is full",
     sqlite3.SQLITE_IOERR: "the disk cannot be read or written",
+    sqlite3.SQLITE_IOERR_SHMSIZE: "the disk is full, or its -shm cannot be written",
     sqlite3.SQLITE_READONLY: "it cannot be written to",
     sqlite3.SQLITE_CANTOPEN: "it, its -wal or its -shm cannot be opened",
     sqlite3.SQLITE_BUSY: "another program is using it",
@@ -425,7 +425,8 @@ WHY_NOT = {
 def reason(error: sqlite3.Error) -> str:
     """Why a database cannot be used, in words, and in SQLite's."""
     code = getattr(error, "sqlite_errorcode", 0)
-    why = NO_WAL if code in NO_SHARED_MEMORY else WHY_NOT.get(primary_code(error), "not a usable SQLite database")
+    kind = code if code in WHY_NOT else primary_code(error)
+    why = NO_WAL if code in NO_SHARED_MEMORY else WHY_NOT.get(kind, "not a usable SQLite database")
     return f"{why}: {error}"
 
 

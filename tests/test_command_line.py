@@ -350,6 +350,7 @@ def test_a_database_that_is_no_file_is_said_in_one_line(tmp_path: Path, database
     [
         ("SQLITE_FULL", "the disk is full"),
         ("SQLITE_IOERR_READ", "the disk cannot be read or written"),
+        ("SQLITE_IOERR_SHMSIZE", "the disk is full, or its -shm cannot be written"),
         ("SQLITE_IOERR_SHMMAP", "this file system cannot hold a database in WAL mode"),
         ("SQLITE_READONLY", "it cannot be written to"),
         ("SQLITE_BUSY", "another program is using it"),
