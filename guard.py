@@ -64,8 +64,8 @@ class Guard:
         """Refuses (start) a name that cannot be a file's."""
         if not given or Path(given).name == ":memory:" or given.startswith("file:"):
             raise TrackerError("start", f"{given!r} is no file: a tracker keeps its database in one", "database")
-        self.given = Path(given).absolute()  # it may lead elsewhere later
         try:
+            self.given = Path(given).absolute()  # it may lead elsewhere later
             self.path = self.given.resolve()
             self.lock = filelock.FileLock(f"{self.path}.lock", timeout=0)
         except (OSError, RuntimeError, ValueError) as error:

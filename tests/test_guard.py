@@ -148,6 +148,17 @@ def test_a_pipe_and_a_ring_of_links_are_refused_at_once(tmp_path: Path) -> None:
             guard.Guard(str(tmp_path / name)).take()
 
 
+def test_a_folder_that_was_deleted_under_the_shell_is_said_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(TrackerError, match="cannot be opened") as raised:
+        guard.Guard("tracker.db")
+    assert raised.value.code == "start"
+
+
 def test_a_network_share_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard, "file_system_of", lambda path: ("nfs4", Path("/mnt")))
     with pytest.raises(TrackerError, match=r"network share \(nfs4\)"):
