@@ -19,6 +19,7 @@ from settings import Settings
 
 MOST_LINE = 2**16  # characters of a line, and of a scope, that are kept
 MOST_SCOPE = 1000
+OLDER_FILES = 5  # of the log that are kept beside it
 CUT_MARK = " … (cut: it had {:,} characters)"
 
 
@@ -55,22 +56,32 @@ class PrivateFileHandler(logging.handlers.RotatingFileHandler):
 
 
 def open_log_file(settings: Settings) -> logging.Logger:
-    """Where workers' log lines go; a logger of its own, so that two trackers in one process share nothing."""
+    """Where workers' log lines go; a logger of its own, so that two trackers in one process share nothing.
+
+    Refuses (start) a path that cannot be opened, or that is one of the database's own files.
+    """
     logger = logging.Logger("tracker.workers")
     if settings.log_file:
+        path = Path(settings.database).parent / settings.log_file
         try:
+            if is_of_database(path, settings.database):
+                raise ValueError("this is a file of the database itself")
             handler = PrivateFileHandler(
-                Path(settings.database).parent / settings.log_file,
-                maxBytes=10 * 2**20,
-                backupCount=5,
-                encoding="utf-8",
-                errors="backslashreplace",
+                path, maxBytes=10 * 2**20, backupCount=OLDER_FILES, encoding="utf-8", errors="backslashreplace"
             )
-        except OSError as error:
-            raise TrackerError("start", f"log_file: {settings.log_file}: {error.strerror}") from None
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise TrackerError("start", f"log_file: {settings.log_file}: {why}") from None
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         logger.addHandler(handler)
     return logger
+
+
+def is_of_database(path: Path, database: str) -> bool:
+    """Whether the log, or an older one beside it, would be written over the database or a file that belongs to it."""
+    log, own = os.path.realpath(path), os.path.realpath(database)
+    logs = {log, *(f"{log}.{number + 1}" for number in range(OLDER_FILES))}
+    return not logs.isdisjoint(own + end for end in ("", "-wal", "-shm", "-journal", ".lock"))
 
 
 class Hasty:

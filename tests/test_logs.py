@@ -10,7 +10,8 @@ import httpx
 import pytest
 from conftest import Site
 
-from tracker import EDIT, READ
+import logfile
+from tracker import EDIT, READ, Settings, TrackerError
 
 LEVELS = {"error": 3, "warn": 4, "info": 5, "trace": 7}
 
@@ -306,3 +307,19 @@ def test_lines_of_a_task_are_taken_whatever_a_script_has_printed(site: Site) -> 
     assert answer.json()["content"] == {"held": True, "stored": 2}
     cut, other = posted(site, 5)
     assert other == "a\ufffdb" and cut.endswith("(cut: it had 70,000 characters)")
+
+
+@pytest.mark.parametrize("log", ["x.db", "x.db-wal", "./x.db.lock", "sub/../x.db-shm", "link", "x"])
+def test_a_log_file_is_never_written_over_the_database(tmp_path: Path, log: str) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "x.db")
+    name = "x.2" if log == "x" else "x.db"  # an older log would have that name
+    with pytest.raises(TrackerError, match=f"log_file: {log}: this is a file of the database") as raised:
+        logfile.open_log_file(Settings(database=str(tmp_path / name), log_file=log))
+    assert raised.value.code == "start" and os.listdir(tmp_path) == ["link"]
+
+
+@pytest.mark.parametrize("log", ["nowhere/x.log", ".", "a\0b", "x" * 300])
+def test_a_log_file_that_cannot_be_opened_is_refused_by_its_name(tmp_path: Path, log: str) -> None:
+    with pytest.raises(TrackerError, match="log_file: ") as raised:
+        logfile.open_log_file(Settings(database=str(tmp_path / "x.db"), log_file=log))
+    assert raised.value.code == "start"
