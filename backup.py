@@ -105,12 +105,13 @@ def back_up(settings: Settings, target: Path, version: str, say: Say, keep: int 
     Refuses (start) what is no database of a tracker, a target that is none of its backups, and a disk that is full.
     Whatever ends it, what had the final name before still has it.
     """
-    source = Path(settings.database).resolve()
-    target = target.absolute()
+    source = Path(settings.database)
     with refusals(source):
+        source = source.resolve()
         if not source.is_file():
             raise refusal(source, "there is no such database")
     with refusals(target):
+        target = target.absolute()
         if not target.parent.is_dir() or target.is_dir():
             raise refusal(target, "it names a file, in a folder that is there")
     with refusals(target), alone(target):
@@ -350,7 +351,8 @@ def restore(settings: Settings, backup: Path, say: Say, force: bool = False) -> 
     Refuses (start) a backup that is damaged or made by a newer tracker, a database that a tracker uses, and one that
     has something in it unless `force` is said. The database is replaced when all of the backup is there, at once.
     """
-    backup = backup.absolute()
+    with refusals(backup):
+        backup = backup.absolute()
     check_backup(backup)
     guard = Guard(settings.database)
     beside = guard.beside(".lock"), folder_of(guard.path)

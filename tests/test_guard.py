@@ -18,6 +18,7 @@ from test_command_line import refusal, started
 
 import guard
 import tracker
+from backup import back_up, restore
 from database import Database
 from errors import TrackerError
 from writer import Committer
@@ -148,14 +149,23 @@ def test_a_pipe_and_a_ring_of_links_are_refused_at_once(tmp_path: Path) -> None:
             guard.Guard(str(tmp_path / name)).take()
 
 
+USES = {
+    "serve": lambda path: guard.Guard(path),
+    "back up": lambda path: back_up(tracker.Settings(database=path), Path("b"), "1", print),
+    "back up to there": lambda path: back_up(tracker.Settings(database=__file__), Path("b"), "1", print),
+    "restore": lambda path: restore(tracker.Settings(database=path), Path("b"), print),
+}
+
+
+@pytest.mark.parametrize("use", USES)
 def test_a_folder_that_was_deleted_under_the_shell_is_said_in_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, use: str
 ) -> None:
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
-    with pytest.raises(TrackerError, match="cannot be opened") as raised:
-        guard.Guard("tracker.db")
+    with pytest.raises(TrackerError, match="No such file or directory") as raised:
+        USES[use]("tracker.db")
     assert raised.value.code == "start"
 
 
