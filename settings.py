@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import re
 import tomllib
 from pathlib import Path
@@ -35,7 +36,9 @@ class Settings(shapes.Shape, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         Meta(pattern=r"^(/[A-Za-z0-9._~-]+)*$"),
     ] = ""
     trusted_proxies: Annotated[
-        str, "Addresses (comma separated) of reverse proxies whose X-Forwarded-For and -Proto headers are believed."
+        str,
+        "Addresses and networks (comma separated) of reverse proxies whose X-Forwarded-For and -Proto headers are"
+        " believed; * is all.",
     ] = "127.0.0.1, ::1"
     cors_origins: Annotated[
         tuple[Annotated[str, Meta(pattern=r"^(\*|[a-z][a-z0-9+.-]*://[^/?#@,\sA-Z]+)$")], ...],
@@ -337,6 +340,7 @@ def load_settings(path: Path | None = None, **overrides: Any) -> tuple[Settings,
         settings = convert(given, Settings)
     except TrackerError as error:
         raise TrackerError("start", f"{sources[error.field.partition('[')[0]]}: {error.message}") from None
+    check_proxies(settings.trusted_proxies, sources["trusted_proxies"])
     changed: dict[str, Any] = {}
     for name in ("database", "socket"):
         if path and sources[name] != "command line" and (given_path := getattr(settings, name)):
@@ -344,6 +348,18 @@ def load_settings(path: Path | None = None, **overrides: Any) -> tuple[Settings,
     if settings.socket and sources["host"] == "default":
         changed["host"], sources["host"] = (), "none, as there is a socket"
     return msgspec.structs.replace(settings, **changed), sources
+
+
+def check_proxies(given: str, source: str) -> None:
+    """Refuses (TrackerError) what would trust nobody without a word, as uvicorn takes it for the name of a socket."""
+    if given.strip() == "*":
+        return
+    for one in filter(None, map(str.strip, given.split(","))):
+        try:
+            ipaddress.ip_network(one)  # an address is a network of one
+        except ValueError as error:
+            why = f"{one!r} is neither an address nor a network such as 10.0.0.0/8 ({error}), nor * alone, for all"
+            raise TrackerError("start", f"{source}: trusted_proxies: {why}") from None
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

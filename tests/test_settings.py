@@ -76,6 +76,17 @@ def test_a_mistake_in_the_file_is_named_with_key_and_file(tmp_path: Path, text: 
     assert "\n" not in raised.value.message
 
 
+@pytest.mark.parametrize("proxy", ["10.0.0.5/8", "localhost", "1.2.3.4:80", "127.0.0.1, *", "::1 10.0.0.1", "[::1]"])
+def test_a_proxy_that_nobody_could_be_is_refused_by_name(tmp_path: Path, proxy: str) -> None:
+    with pytest.raises(tracker.TrackerError, match=r"tracker.toml: trusted_proxies: .* is neither an address nor"):
+        load(tmp_path, f'trusted_proxies = "{proxy}"')
+
+
+@pytest.mark.parametrize("proxies", ["", "*", "::1", "10.0.0.0/8, fd00::/8", "127.0.0.1,"])
+def test_proxies_are_addresses_networks_none_or_all(tmp_path: Path, proxies: str) -> None:
+    assert load(tmp_path, f'trusted_proxies = "{proxies}"').trusted_proxies == proxies
+
+
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(tracker.TrackerError, match=r"nowhere\.toml: cannot be read"):
         load_settings(tmp_path / "nowhere.toml")
