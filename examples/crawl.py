@@ -442,8 +442,25 @@ def encode_query(link: str, encoding: webencodings.Encoding) -> str:
     path, mark, query = link.partition("?")
     if not mark or query.isascii() or encoding.name in ("utf-8", "utf-16le", "utf-16be", "replacement"):
         return link
-    codec = encoding.codec_info
-    return f"{path}?" + re.sub(r"[^\x00-\x7f]+", lambda text: _percent(codec.encode(text[0], "as browsers")[0]), query)
+    return f"{path}?" + re.sub(r"[^\x00-\x7f]+", lambda text: _percent(_encode(text[0], encoding)), query)
+
+
+def _encode(text: str, encoding: webencodings.Encoding) -> bytes:
+    codec, others = encoding.codec_info, _others_of_shift_jis() if encoding.name == "shift_jis" else {}
+    if others.keys().isdisjoint(text):
+        return codec.encode(text, "as browsers")[0]
+    return b"".join(others.get(character) or codec.encode(character, "as browsers")[0] for character in text)
+
+
+@functools.cache
+def _others_of_shift_jis() -> dict[str, bytes]:
+    """What browsers put for the characters (of names, many) that it has twice, and of which Python takes the others."""
+    known = {}
+    for code in itertools.product((0xFA, 0xFB, 0xFC), range(0x40, 0xFD)):
+        character = bytes(code).decode("cp932", "ignore")
+        if len(character) == 1 and character.encode("cp932")[0] in (0xED, 0xEE):
+            known[character] = bytes(code)
+    return known
 
 
 def _percent(data: bytes) -> str:
@@ -454,13 +471,25 @@ def _as_browsers(error: UnicodeError) -> tuple[str | bytes, int]:
     """What the encoding standard puts for what cannot be decoded, or encoded in a query."""
     if isinstance(error, UnicodeEncodeError):
         unknown = error.object[error.start : error.end]
-        return "".join(f"%26%23{ord(character)}%3B" for character in unknown).encode(), error.end
+        return b"".join(_as_unknown(character, error.encoding) for character in unknown), error.end
     byte = error.object[error.start]
-    if (
-        error.encoding == "charmap" and 0x80 <= byte < 0xA0
-    ):  # the windows encodings have controls where Python's have nothing
+    if error.encoding == "charmap" and 0x80 <= byte < 0xA0:
         return chr(byte), error.start + 1
+    if error.encoding == "gb18030" and byte == 0x80:
+        return "€", error.start + 1
     return "\ufffd", error.end
+
+
+def _as_unknown(character: str, encoding: str) -> bytes:
+    """What browsers put in a query for what Python's codec cannot encode.
+
+    The windows encodings have controls where Python's have nothing; gbk has a euro, and what of gb18030 has two bytes.
+    """
+    if encoding == "charmap" and "\x80" <= character < "\xa0":
+        return bytes([ord(character)])
+    if encoding == "gbk" and (character == "€" or len(character.encode("gb18030")) == 2):
+        return b"\x80" if character == "€" else character.encode("gb18030")
+    return f"%26%23{ord(character)}%3B".encode()
 
 
 codecs.register_error("as browsers", _as_browsers)

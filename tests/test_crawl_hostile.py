@@ -546,6 +546,16 @@ CHARSETS = {  # the page, the charset of the header, the targets of its links
     "a replaced encoding": (b"<a href=a>", "hz-gb-2312", []),
     "a query in Shift_JIS": (b"<a href='\x95\x5c?q=\x95\x5c&r=a#\x95\x5c'>", "Shift_JIS", ["%E8%A1%A8?q=%95\\&r=a"]),
     "a query in windows-1251": (b"<a href=?q=\xe0>", "windows-1251", ["?q=%E0"]),
+    "a query in what is UTF-8 and does not say so": (b"<a href=?q=\xd1\x81\xc3\x8d>", None, ["?q=%D1%81%C3%8D"]),
+    "a query of a hole in windows-874": (b"<a href=?q=\xa1\x9f>", "windows-874", ["?q=%A1%9F"]),
+    "a query in gb18030 that is called gbk": (
+        b"<a href=?q=\xa8\xbf\x96\x87\xad\xe6>",
+        "gbk",
+        ["?q=%A8%BF%96%87%AD%E6"],
+    ),
+    "a query of four bytes of gb18030 in gbk": (b"<a href=?q=\x81\x30\x81\x30>", "gbk", ["?q=%26%23128%3B"]),
+    "a query with a euro in gbk": (b"<a href=\x80?q=\x80>", "gbk", ["%E2%82%AC?q=%80"]),
+    "a query with a name in Shift_JIS": (b"<a href=?q=\xfb\xfc\x8b\xb4\xed\x95>", "sjis", ["?q=%FB%FC%8B%B4%FA%B1"]),
     "a query that its charset lacks": (b"<a href=?q=&#30000;>", "windows-1251", ["?q=%26%2330000%3B"]),
     "a query in utf-16": ("<a href=?q=é>".encode("utf-16-le"), "utf-16", ["?q=%C3%A9"]),
 }
