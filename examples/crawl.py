@@ -371,7 +371,7 @@ def find_links(
 
 def product(user_agent: str) -> str:
     """The name by which a site speaks to a robot: the first word, without its version."""
-    return user_agent.partition("/")[0].strip().lower()
+    return re.split(r"[/\s]", user_agent.strip(), maxsplit=1)[0].lower()
 
 
 def says_nofollow(rules: str) -> bool:
@@ -2920,7 +2920,11 @@ def add_politeness(add: Add) -> None:
         " Crawls with another --state know nothing of it (default: %(default)s)",
     )
     add("--contact", metavar="TEXT", help="an address or a URL by which a site can reach you; needed on the real web")
-    add("--user-agent", metavar="TEXT", help=f"what the crawler calls itself (default: {USER_AGENT} and the contact)")
+    add(
+        "--user-agent",
+        metavar="TEXT",
+        help=f"what the crawler calls itself, before the contact (default: {USER_AGENT})",
+    )
     add(
         "--login",
         metavar="FILE",
@@ -3011,9 +3015,9 @@ def check_arguments(args: argparse.Namespace) -> None:
     args.state = args.state or Path(re.sub(r"[^\w.-]", "_", args.project))
     if args.again and args.again.resolve() == args.state.resolve():
         raise ValueError("argument --again: it is a crawl of its own. Choose another --project (and --state)")
-    args.user_agent = (
-        args.user_agent or f"{USER_AGENT} ({args.contact})" if args.contact else args.user_agent or USER_AGENT
-    )
+    args.user_agent = args.user_agent or USER_AGENT
+    if args.contact:
+        args.user_agent += f" ({args.contact})"
     if not re.search(r"@|https?://", args.user_agent):
         for host in map(host_of, args.seeds + args.sitemap):
             if not is_loopback(host):

@@ -871,6 +871,7 @@ def test_the_links_of_a_page_that_does_not_want_it_are_not_followed(
 ) -> None:
     answers = {"/a": page(f"{html}<a href=b>", HTML, *headers)}
     assert links(answers, tmp_path, user_agent="Tests/1.0 (me)") == []
+    assert links(answers, tmp_path, user_agent="Tests (me@example.org)") == []
     assert "/b" in links(answers, tmp_path, user_agent="Tests/1.0 (me)", ignore_nofollow=True)
 
 

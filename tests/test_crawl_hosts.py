@@ -724,6 +724,22 @@ def test_sites_are_told_whom_to_write_to(tmp_path: Path) -> None:
     assert all("\nUser-Agent: tracker-crawl/1.0 (me@example.org)\r" in head for head in site.heads)
 
 
+CALLED = {  # what a crawler is called, by its options
+    "tracker-crawl/1.0": [],
+    "tracker-crawl/1.0 (me@example.org)": ["--contact", "me@example.org"],
+    "mine/2": ["--user-agent", "mine/2"],
+    "mine/2 (me@example.org)": ["--user-agent", "mine/2", "--contact", "me@example.org"],
+}
+
+
+@pytest.mark.parametrize(("called", "options"), CALLED.items())
+def test_a_crawler_has_the_name_and_the_contact_that_it_is_given(
+    called: str, options: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["crawl.py", "http://127.0.0.1/", *options])
+    assert crawl.parse_arguments().user_agent == called
+
+
 def test_a_login_is_for_its_host_alone(tmp_path: Path) -> None:
     (tmp_path / "netrc").write_text("machine 127.0.0.1 login jo password secret\n")
     with serving({"/site/index.html": page("")}) as site, tracker.serving() as server:
