@@ -2980,13 +2980,17 @@ OPTIONS = {
 }
 
 
+MOST_GIVEN = {"workers": 1000, "max_assign_time": 2**31 - 1, "max_retries": 2**15 - 1}  # these two by the tracker
+MOST_GIVEN |= {"max_body": 2**31, "max_variants": 2**31}
+
+
 def check_arguments(args: argparse.Namespace) -> None:
     """Put what was given into its final form; ValueError and OSError say what is wrong with it."""
     numbers = ["workers", "timeout", "max_body", "max_assign_time", "max_retries", "host_patience"]
     for name in [*numbers, "max_pages", "max_time", "max_variants"]:
         if not 0 < getattr(args, name) <= math.inf:
             raise ValueError(f"argument --{name.replace('_', '-')}: must be more than 0")
-    for name, most in ("max_assign_time", 2**31 - 1), ("max_retries", 2**15 - 1):  # that the tracker takes
+    for name, most in MOST_GIVEN.items():
         if getattr(args, name) > most:
             raise ValueError(f"argument --{name.replace('_', '-')}: must be at most {most}")
     if not 0 <= args.rate < math.inf:

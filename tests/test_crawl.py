@@ -450,7 +450,8 @@ def test_a_seed_that_robots_txt_forbids_is_refused(site, server, tmp_path):
 
 WRONG_WORDS = ["http://h/ --workers x", "", "http://h/ --rate -1", "report", "report x y"]
 WRONG_WORDS += [f"http://127.0.0.1/ {one}" for one in ("--report .", "--max-depth -1", "--max-retries 32768")]
-WRONG_WORDS += ["http://127.0.0.1/ --max-assign-time 2147483648"]
+WRONG_WORDS += ["http://127.0.0.1/ --max-assign-time 2147483648", "http://127.0.0.1/ --workers 1001"]
+WRONG_WORDS += [f"http://127.0.0.1/ --{name} {10**20}" for name in ("max-body", "max-variants")]
 
 
 @pytest.mark.parametrize("words", WRONG_WORDS)
