@@ -178,7 +178,7 @@ httpx.URL.host = property(lambda url: url.raw_host.decode("ascii"))
 console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 
-class CrawlError(Exception):
+class CrawlError(Fail):
     """Something that the user has to decide; its text is the whole message."""
 
 
@@ -188,6 +188,29 @@ class PutOff(Exception):
     def __init__(self, delay: float, reason: str):
         super().__init__(reason)
         self.delay = min(max(delay, 0.05), LONGEST_DELAY)
+
+
+class Database(sqlite3.Connection):
+    """A file that is named, with what to do about it, when it turns out to be damaged."""
+
+    def __init__(self, file: Path, advice: str):
+        self.file, self.advice = file, advice
+        with self.named(sqlite3.OperationalError):
+            super().__init__(file, timeout=60, isolation_level=None)
+
+    def execute(self, *query) -> sqlite3.Cursor:
+        with self.named():
+            return super().execute(*query)
+
+    @contextlib.contextmanager
+    def named(self, *also: type[sqlite3.Error]) -> Iterator[None]:
+        """CrawlError for damage, and for errors that are `also` no reason to wait (a full disk is one)."""
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError) and not isinstance(error, also):
+                raise
+            raise CrawlError(f"{self.file} cannot be used: {error}. {self.advice}") from None
 
 
 class Parser(argparse.ArgumentParser):
@@ -896,8 +919,9 @@ class Hosts:
     """What the whole crew knows of the hosts that it asks, in a file: who is asked now, and who is left alone."""
 
     FIELDS = tuple(column.name for column in fields(Host))
+    COLUMNS = ", ".join(FIELDS)
     SCHEMA = f"""
-        CREATE TABLE IF NOT EXISTS host ({", ".join(FIELDS)}, PRIMARY KEY (name)) WITHOUT ROWID;
+        CREATE TABLE IF NOT EXISTS host ({COLUMNS}, PRIMARY KEY (name)) WITHOUT ROWID;
         CREATE TABLE IF NOT EXISTS robots (origin PRIMARY KEY, read_at, rules) WITHOUT ROWID;
         CREATE TABLE IF NOT EXISTS put_off (task INTEGER PRIMARY KEY, times);
         CREATE TABLE IF NOT EXISTS shape (id INTEGER PRIMARY KEY, pages); -- 0: of all
@@ -907,14 +931,12 @@ class Hosts:
         """rate: most pages per second from one host, 0: no limit. timeout: seconds that a page takes at most."""
         self.pause, self.gap, self.timeout = pause, 1 / rate if rate else 0, timeout
         self.turns = {}  # when each of ours began
-        try:
-            self.db = sqlite3.connect(file, timeout=60, isolation_level=None)
+        self.db = Database(file, "Remove it, or choose another --state.")
+        with self.db.named(sqlite3.OperationalError):
             self.db.execute("PRAGMA journal_mode = TRUNCATE")  # several write: SQLite < 3.51.3 may damage a WAL
             self.db.execute("PRAGMA synchronous = NORMAL")
             self.db.executescript(self.SCHEMA)
             self.add_columns()
-        except sqlite3.DatabaseError as error:
-            raise CrawlError(f"{file} cannot be used: {error}. Remove it, or choose another --state.") from None
 
     def close(self) -> None:
         self.db.close()
@@ -946,18 +968,17 @@ class Hosts:
         """What `do` makes of the host and of what time it is; its changes to the host are kept."""
 
         def change() -> T:
-            now, row = time.time(), self.db.execute("SELECT * FROM host WHERE name = ?", (name,)).fetchone()
-            host = Host(*row) if row else Host(name)
+            now, [host] = time.time(), self.read("name = ?", name) or [Host(name)]
             host.heed_clock(now)
             result = do(host, now)
             values = [getattr(host, name) for name in self.FIELDS]
-            self.db.execute(f"REPLACE INTO host VALUES ({', '.join('?' * len(values))})", values)
+            self.db.execute(f"REPLACE INTO host ({self.COLUMNS}) VALUES ({', '.join('?' * len(values))})", values)
             return result
 
         return self.change(change)
 
     def read(self, which: str, *values: object) -> list[Host]:
-        return [Host(*row) for row in self.db.execute(f"SELECT * FROM host WHERE {which}", values)]
+        return [Host(*row) for row in self.db.execute(f"SELECT {self.COLUMNS} FROM host WHERE {which}", values)]
 
     def are_more_than(self, most: int) -> bool:
         """Whether so many hosts are known, or more."""
@@ -2026,15 +2047,14 @@ class WorkersSayings(logging.Handler):
 def start_worker(crawl: Crawl, credentials: library.Worker) -> None:
     """The body of a worker process, which the supervisor stops with SIGTERM."""
     logging.getLogger("worker").addHandler(WorkersSayings(logging.WARNING))
-    worker = Worker(crawl, credentials)
-    signal.signal(signal.SIGTERM, worker.stop)
-    threading.Thread(target=stop_after_parent, args=(worker,), daemon=True).start()
-    with contextlib.closing(worker):
-        try:
+    try:
+        with contextlib.closing(Worker(crawl, credentials)) as worker:
+            signal.signal(signal.SIGTERM, worker.stop)
+            threading.Thread(target=stop_after_parent, args=(worker,), daemon=True).start()
             worker.run()
-        except Fail as failure:
-            say(f"Worker {worker.id}: {failure}")
-            sys.exit(1)
+    except Fail as failure:
+        say(f"Worker {credentials.id}: {failure}")
+        sys.exit(1)
 
 
 def stop_after_parent(worker: Worker) -> None:
@@ -2534,8 +2554,9 @@ class Index:
 
     def __init__(self, records: Path):
         self.records = open(records, "rb")  # noqa: SIM115 (closed by close)
-        self.db = sqlite3.connect(records.with_suffix(".index"), timeout=60, isolation_level=None)
-        self.db.executescript(self.SCHEMA)
+        self.db = Database(records.with_suffix(".index"), "Remove it: it is made again.")
+        with self.db.named(sqlite3.OperationalError):
+            self.db.executescript(self.SCHEMA)
 
     def close(self) -> None:
         self.records.close()
@@ -2546,6 +2567,10 @@ class Index:
         self.db.execute("BEGIN IMMEDIATE")
         try:
             [place] = self.db.execute("SELECT coalesce(max(up_to), 0) FROM read").fetchone()
+            if place > os.fstat(self.records.fileno()).st_size:  # of records that somebody has taken away
+                self.db.execute("DELETE FROM page")
+                self.db.execute("DELETE FROM left_out")
+                place = 0
             self.records.seek(place)
             while (line := self.records.readline()).endswith(b"\n"):
                 if record := read_record(line):
@@ -3102,7 +3127,7 @@ def run(args: argparse.Namespace) -> int:
 def main() -> None:
     try:
         status = report_command(sys.argv[2:]) if sys.argv[1:2] == ["report"] else run(parse_arguments())
-    except (CrawlError, Fail, Refused, OSError) as error:
+    except (Fail, Refused, OSError, sqlite3.Error) as error:
         sys.exit(f"crawl.py: {error}")
     except (KeyboardInterrupt, EOFError):  # Ctrl-C, or Ctrl-D at a prompt
         sys.exit(130)

@@ -585,6 +585,15 @@ def test_what_an_earlier_version_has_known_of_hosts_is_known(tmp_path: Path) -> 
         assert hosts.read("name = 'a'")[0].good == "http://a/"
 
 
+def test_what_a_later_version_has_known_of_hosts_is_known_whatever_the_order(tmp_path: Path) -> None:
+    columns = ", ".join(["later", *reversed(crawl.Hosts.FIELDS)])
+    with contextlib.closing(crawl.sqlite3.connect(tmp_path / "h")) as db:
+        db.execute(f"CREATE TABLE host ({columns}, PRIMARY KEY (name)) WITHOUT ROWID")
+    with contextlib.closing(crawl.Hosts(tmp_path / "h")) as hosts:
+        hosts.refuse("a", 60, "busy")
+        assert hosts.rest("a") > 50 and hosts.read("1")[0].trouble == "busy"
+
+
 def test_a_host_that_stays_away_fails_its_pages_in_the_end(tmp_path: Path) -> None:
     with working("http://127.0.0.1:1/", tmp_path, host_patience=3600) as one:
         give(one, "http://127.0.0.1:1/a")
@@ -806,6 +815,14 @@ def test_a_file_of_hosts_that_is_none_is_named(tmp_path: Path) -> None:
     (tmp_path / "hosts.db").write_text("no database, but long enough for one " * 100)
     with pytest.raises(crawl.CrawlError, match=r"hosts\.db cannot be used"):
         crawl.Hosts(tmp_path / "hosts.db")
+
+
+def test_a_file_of_hosts_that_is_damaged_while_it_is_used_costs_no_page_an_attempt(tmp_path: Path) -> None:
+    with serving({"/a": page("")}) as site, working(site.url, tmp_path) as one:
+        (tmp_path / "hosts.db").write_bytes(b"x" * 8192)
+        with pytest.raises(library.Fail, match=r"hosts\.db cannot be used: file is not a database\. Remove it"):
+            give(one, f"{site.url}a")
+        assert one.calls[-1][1]["result"] == library.SKIPPED
 
 
 def test_workers_end_when_their_supervisor_is_killed(tmp_path: Path) -> None:

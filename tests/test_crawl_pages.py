@@ -731,6 +731,21 @@ def test_the_index_grows_with_the_records_and_has_the_last_of_each_page(tmp_path
         assert dict(index.select("SELECT fate, count(*) FROM page GROUP BY fate")) == {"fetched": 3}
 
 
+def test_the_index_forgets_records_that_have_been_taken_away(tmp_path: Path) -> None:
+    records = tmp_path / "pages.jsonl"
+    index_of(records, record_of("http://s/1", outcome="broken"), record_of("http://s/2")).close()
+    with contextlib.closing(index_of(records, record_of("http://s/3"))) as index:
+        assert crawl.summary(index, records)["by_fate"] == {"fetched": 1}
+
+
+def test_an_index_that_is_damaged_is_named(tmp_path: Path) -> None:
+    records = tmp_path / "pages.jsonl"
+    records.touch()
+    records.with_suffix(".index").write_bytes(b"x" * 8192)
+    with pytest.raises(crawl.CrawlError, match=r"pages\.index cannot be used: .*\. Remove it: it is made again"):
+        crawl.Index(records)
+
+
 def test_a_broken_link_is_told_with_the_pages_that_link_to_it(tmp_path: Path) -> None:
     lines = [record_of("http://s/gone", outcome="broken", status=404)]
     lines += [record_of(f"http://s/{number}", targets=["http://s/gone"]) for number in range(30)]
