@@ -2562,8 +2562,11 @@ class Index:
         self.records.close()
         self.db.close()
 
-    def update(self) -> None:
+    def update(self, pause: Callable[[float], None] = time.sleep) -> None:
         """Read what has been recorded since the last time."""
+        despite_full_disk(self.read_on, pause)
+
+    def read_on(self) -> None:
         self.db.execute("BEGIN IMMEDIATE")
         try:
             [place] = self.db.execute("SELECT coalesce(max(up_to), 0) FROM read").fetchone()

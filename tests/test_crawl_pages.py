@@ -738,6 +738,22 @@ def test_the_index_forgets_records_that_have_been_taken_away(tmp_path: Path) -> 
         assert crawl.summary(index, records)["by_fate"] == {"fetched": 1}
 
 
+def test_an_index_waits_while_the_disk_is_full(tmp_path: Path) -> None:
+    records, paused = tmp_path / "pages.jsonl", []
+    with contextlib.closing(index_of(records)) as index:
+        records.write_bytes(b"".join(record_of(f"http://s/{n}") for n in range(500)))
+        [most] = index.db.execute("PRAGMA page_count").fetchone()
+        index.db.execute(f"PRAGMA max_page_count = {most}")
+
+        def make_room(seconds: float) -> None:
+            paused.append(seconds)
+            index.db.execute("PRAGMA max_page_count = 1000")
+
+        index.update(make_room)
+        assert crawl.summary(index, records)["by_fate"] == {"fetched": 500}
+    assert paused == [crawl.FULL_DISK_PAUSE]
+
+
 def test_an_index_that_is_damaged_is_named(tmp_path: Path) -> None:
     records = tmp_path / "pages.jsonl"
     records.touch()
