@@ -1631,6 +1631,7 @@ class Worker:
         Pages that never come are told from a host that is away by this: they cost it no rest, and it costs them no
         attempt.
         """
+        self.count_request()
         page, self.original = Page(good, ""), None
         self.ask(page)
         self.leave()
@@ -1818,17 +1819,21 @@ class Worker:
         if reason == "out of scope":  # never done: it may be another crawl's
             page.outcome, page.error, page.for_good = "failed", "out of the crawl's scope", True
             return page
-        reason = reason or self.hosts.admit(shape_of(url), self.crawl.max_variants, self.crawl.max_pages)
-        if reason == "--max-pages":
-            self.stop()
-            raise PutOff(0, reason)
-        if reason:
+        if reason := reason or self.count_request(shape_of(url)):
             page.outcome, page.error = "left out", reason
             page.leave_out(reason, url)
             return page
         self.original = self.find_original(page)
         self.ask(page)
         return page
+
+    def count_request(self, shape: str = "") -> str:
+        """Why a page of that shape is not asked for. Empty if it is. PutOff, and the worker's end, for --max-pages."""
+        reason = self.hosts.admit(shape, self.crawl.max_variants, self.crawl.max_pages)
+        if reason == "--max-pages":
+            self.stop()
+            raise PutOff(0, reason)
+        return reason
 
     def ask(self, page: Page) -> None:
         """Send the request, and judge what comes of it."""

@@ -240,6 +240,14 @@ def test_a_crawl_ends_after_so_many_pages_and_a_larger_number_goes_on(tmp_path: 
     assert sorted(set(site.asked)) == sorted({"/robots.txt", "/site/9.html", *chain(9)})
 
 
+def test_a_request_that_only_shows_whether_a_host_is_there_counts_as_any_other(tmp_path: Path) -> None:
+    answers = {"/a": answer(status=500), "/good": page("")}
+    with serving(answers) as site, working(site.url, tmp_path, max_pages=1 + crawl.MOST_SILENT) as one:
+        give(one, f"{site.url}good")
+        assert give_all(one, site, *"aaaaaa")[-1] == library.SKIPPED
+        assert site.asked == ["/good", *["/a"] * crawl.MOST_SILENT]
+
+
 def test_a_crawl_ends_after_so_many_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
     monkeypatch.setattr(crawl.time, "monotonic", lambda: clock[0])
