@@ -95,7 +95,7 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -1678,8 +1678,9 @@ class Worker:
             return self.rules[origin].rules
         kept = self.hosts.robots(origin)
         known = kept and Robots(*kept, self.crawl.user_agent)
-        if not known or not known.is_fresh():
-            return None
+        return self.remember(origin, known) if known and known.is_fresh() else None
+
+    def remember(self, origin: str, known: Robots) -> Protego:
         self.rules[origin] = known
         while len(self.rules) > 1 and self.are_too_many_rules():
             self.rules.popitem(last=False)
@@ -1691,14 +1692,15 @@ class Worker:
     def learn_robots(self, url: str) -> None:
         """Read the rules of the URL's host. RobotsAway when nobody knows what it allows."""
         origin, host = origin_of(url), host_of(url)
-        text = read_robots(url, self.crawl.user_agent, self.logins, self.take_turn_for_robots)
+        text = read_robots(url, self.crawl.user_agent, self.logins, self.take_turn_for_robots, self.loop.run)
+        known = Robots(time.time(), text, self.crawl.user_agent)
+        if self.crawl.robots_sitemaps:  # before anybody knows the rules, and reads them no more
+            named = [found for link in known.rules.sitemaps if (found := normalise(link, origin))]
+            submit(self.tracker, self.crawl, named, f"{origin}robots.txt", depth=0, sitemap=1)
         self.hosts.keep_robots(origin, text)
-        rules = self.robots_of(url)
+        rules = self.remember(origin, known)
         if self.hosts.ask_slowly(host, delay := delay_of(rules, self.crawl.user_agent)):
             say(f"robots.txt of {host} allows a page in {delay:g} s, which is slower than --rate: it holds.")
-        if self.crawl.robots_sitemaps:
-            named = [found for link in rules.sitemaps if (found := normalise(link, origin))]
-            submit(self.tracker, self.crawl, named, f"{origin}robots.txt", depth=0, sitemap=1)
 
     def refuse(self, host: str, seconds: float, trouble: str) -> bool:
         """Have the crew leave a host alone. Whether it has answered the page before this one."""
@@ -2227,17 +2229,22 @@ class RobotsAway(CrawlError):
 
 
 def read_robots(
-    url: str, user_agent: str, auth: httpx.Auth | None = None, take_turn: Callable[[str], None] = lambda _host: None
+    url: str,
+    user_agent: str,
+    auth: httpx.Auth | None = None,
+    take_turn: Callable[[str], None] = lambda _host: None,
+    run: Callable[[Coroutine], tuple[httpx.Response, bytes]] = asyncio.run,
 ) -> str:
     """The rules of the URL's host. No robots.txt (4xx) allows all; RobotsAway from one that cannot say (5xx, 429).
 
     It is followed where it leads, as often as the standard (RFC 9309) asks for; `take_turn` waits for the host there.
+    `run` runs what asks for it; that of a loop that goes on does not wait for names that are being looked up for ever.
     """
     robots, left = normalise("/robots.txt", url), ROBOTS_TIMEOUT
     for _ in range(MOST_HOPS):
         began = time.monotonic()
         try:
-            response, body = asyncio.run(get_robots(robots, user_agent, auth, left))
+            response, body = run(get_robots(robots, user_agent, auth, left))
         except TimeoutError:
             told = f"{robots} cannot be read: it takes longer than {ROBOTS_TIMEOUT} s"
             raise RobotsAway(told, host_of(url)) from None
@@ -2636,7 +2643,7 @@ def name_of(url: str) -> str:
 
 
 def key_of(url: str) -> int:
-    return int.from_bytes(hashlib.blake2b(name_of(url).encode(), digest_size=8).digest(), "big", signed=True)
+    return count_of(name_of(url))
 
 
 def twin_of(url: str) -> str:

@@ -380,6 +380,23 @@ def test_the_sitemaps_that_robots_txt_names_are_crawled_if_that_is_wanted(option
     assert ("/site/a" in site.asked) == bool(option)
 
 
+def test_sitemaps_of_robots_txt_are_not_lost_with_a_worker_that_ends_before_they_are_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def end(*_args: Any, **_how: Any) -> None:
+        raise library.Halted
+
+    with serving({}) as site, working(site.url, tmp_path, robots_sitemaps=True) as one:
+        site.answers |= {"/a": page(""), "/robots.txt": answer(f"Sitemap: {site.url}map.txt\n")}
+        one.hosts.db.execute("DELETE FROM robots")
+        with monkeypatch.context() as ended:
+            ended.setattr(crawl, "submit", end)
+            assert give(one, f"{site.url}a")["result"] == library.SKIPPED
+        assert give_all(one, site, "a") == [library.DONE]
+        stored = [task["recipe"] for path, told in one.calls if "submit" in path for task in told["requests"]]
+        assert [json.loads(recipe)["url"] for recipe in stored] == [f"{site.url}map.txt"]
+
+
 def test_a_sitemap_that_is_not_there_is_a_seed_that_is_broken(tmp_path: Path) -> None:
     with serving({}) as site, tracker.serving() as server:
         code, output, _ = run_crawl(site, server, tmp_path, "--sitemap", f"{site.url}no.xml", seeds=[])
@@ -479,6 +496,25 @@ def test_a_host_that_is_away_is_left_alone_and_its_pages_lose_no_attempt(
         assert [give(one, f"{url}{name}")["result"] for name in "ab"] == [library.SKIPPED] * 2
         assert one.hosts.away(crawl.host_of(url)) > 0
     assert len(said) == 1 and "is left alone until" in said[0] and error in said[0]
+
+
+def test_names_that_are_looked_up_for_ever_hold_no_worker_that_reads_a_robots_txt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, told = threading.Event(), []
+
+    def look_up(*_args: Any, **_how: Any) -> None:
+        told.append(found.wait(5))
+        raise socket.gaierror
+
+    monkeypatch.setattr(crawl, "ROBOTS_TIMEOUT", 0.1)
+    with working("http://slow.invalid/", tmp_path) as one:
+        one.hosts.db.execute("DELETE FROM robots")
+        with monkeypatch.context() as slow:
+            slow.setattr(socket, "getaddrinfo", look_up)
+            assert give(one, "http://slow.invalid/a")["result"] == library.SKIPPED
+            assert told == []
+            found.set()
 
 
 def test_a_host_that_speaks_no_tls_is_away(tmp_path: Path) -> None:
