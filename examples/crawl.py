@@ -668,6 +668,11 @@ def is_loopback(host: str) -> bool:
         return host == "localhost" or host.endswith(".localhost")
 
 
+def may_be_asked(host: str, user_agent: str) -> bool:
+    """Whether the host is of this machine, or is told how to reach whoever asks it."""
+    return is_loopback(host) or bool(re.search(r"@|https?://", user_agent))
+
+
 @functools.cache
 def public_suffixes() -> publicsuffixlist.PublicSuffixList:
     return publicsuffixlist.PublicSuffixList()
@@ -1664,6 +1669,8 @@ class Worker:
 
     def take_turn_for_robots(self, host: str) -> None:
         """Wait until a host may be asked to which the robots.txt of another one leads. RobotsAway when that is long."""
+        if not may_be_asked(host, self.crawl.user_agent):
+            raise RobotsAway(f"its robots.txt is at {host}, which is not asked without --contact", self.turns[0])
         try:
             if host not in self.turns:
                 self.take_turn(host, ROBOTS_TIMEOUT, patience=ROBOTS_TIMEOUT)
@@ -1714,6 +1721,8 @@ class Worker:
     def against(self, url: str, depth: int, sitemap: int = 0, heeds_robots: bool = True) -> str:
         """Why a page is not asked for. Empty if it is."""
         reason = "" if sitemap else self.crawl.scope.against(url, depth)
+        if sitemap and not may_be_asked(host_of(url), self.crawl.user_agent):
+            reason = "a sitemap of a host that is not asked without --contact"
         if not reason and depth and self.crawl.scope.kind == "domain" and self.is_host_too_many(host_of(url)):
             reason = "too many hosts of a domain"
         if reason or (heeds_robots and self.is_forbidden(url)):
@@ -3062,10 +3071,9 @@ def check_arguments(args: argparse.Namespace) -> None:
     args.user_agent = args.user_agent or USER_AGENT
     if args.contact:
         args.user_agent += f" ({args.contact})"
-    if not re.search(r"@|https?://", args.user_agent):
-        for host in map(host_of, args.seeds + args.sitemap):
-            if not is_loopback(host):
-                raise ValueError(f"{host} is not this machine: say with --contact how its owners can reach you")
+    for host in map(host_of, args.seeds + args.sitemap):
+        if not may_be_asked(host, args.user_agent):
+            raise ValueError(f"{host} is not this machine: say with --contact how its owners can reach you")
     if not (args.user_agent.isascii() and args.user_agent.isprintable()):
         raise ValueError("--user-agent and --contact: must be ASCII")
 

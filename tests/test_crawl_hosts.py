@@ -771,6 +771,20 @@ def test_the_real_web_is_not_crawled_without_a_contact(host: str, tmp_path: Path
     assert code == 1 and "no answer from http://127.0.0.1:1" in errors
 
 
+def test_no_sitemap_and_no_robots_txt_leads_to_the_real_web_without_a_contact(tmp_path: Path) -> None:
+    with serving({"/map": answer("", "Location: http://elsewhere.invalid/map", status=301)}) as site:
+        site.answers["/robots.txt"] = answer("", "Location: http://elsewhere.invalid/robots.txt", status=301)
+        with working(site.url, tmp_path) as one:
+            for name in (f"{site.url}map", "http://elsewhere.invalid/map"):
+                recipe = json.dumps({"url": name, "found_on": "", "sitemap": 1})
+                assert give(one, "", recipe=recipe)["result"] == library.DONE
+            one.hosts.db.execute("DELETE FROM robots")
+            one.rules.clear()
+            assert give(one, f"{site.url}a")["result"] == library.SKIPPED
+            assert [host.name for host in one.hosts.read("1")] == ["127.0.0.1"]
+            assert "not asked without --contact" in one.hosts.read("1")[0].trouble
+
+
 def test_sites_are_told_whom_to_write_to(tmp_path: Path) -> None:
     with serving({"/site/index.html": page("")}) as site, tracker.serving() as server:
         assert run_crawl(site, server, tmp_path, "--contact", "me@example.org")[0] == 0
