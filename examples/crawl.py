@@ -649,7 +649,15 @@ async def read_up_to(limit: int, response: httpx.Response) -> bytes:
 
 SESSION_NAMES = {"phpsessid", "jsessionid", "sid", "sessid", "session", "sessionid", "session_id", "cfid", "cftoken"}
 IN_SESSIONS = frozenset("-_" + string.ascii_letters + string.digits)
-DATE = re.compile(r"(?<![0-9])(?:1[5-9]|[2-9][0-9])[0-9]{2}[-/_](?:0?[1-9]|1[0-2])(?![0-9])")  # a year and a month
+YEAR = "(?:1[5-9]|[2-9][0-9])[0-9]{2}"
+NAMED = "(?:jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|sept?(?:ember)?|oct(?:ober)?"
+NAMED += "|(?:nov|dec)(?:ember)?)"
+DATE = re.compile(  # a year and a month or week, a month and a year, or a day in eight digits
+    rf"(?<![0-9]){YEAR}(?:[-/_.](?:0?[1-9]|1[0-2])(?![0-9])|[-/_.](?:w[0-5]?[0-9]|{NAMED})(?![0-9a-z])"
+    r"|(?:0[1-9]|1[0-2])(?:0[1-9]|[12][0-9]|3[01])(?![0-9]))"
+    rf"|(?<![0-9a-z])(?:(?:0?[1-9]|1[0-2])[-_.]|{NAMED}[-/_.]){YEAR}(?![0-9])",
+    re.IGNORECASE,
+)
 
 
 def host_of(url: str) -> str:

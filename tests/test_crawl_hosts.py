@@ -184,6 +184,32 @@ def test_pages_that_differ_in_the_query_or_a_date_are_asked_for_up_to_a_limit(tm
         assert told_of(one)["left_out"] == {"too many that differ in the query or a date": 4}
 
 
+@pytest.mark.parametrize(
+    ("one", "another"),
+    [
+        ("2024-05", "2031-12"),
+        ("2024/5/31", "2024/6/1"),
+        ("2024.05", "2024.06"),
+        ("20240531", "20240601"),
+        ("2024-w05", "2025-w06"),
+        ("2024/W5", "2024/W6"),
+        ("05-2024", "06-2024"),
+        ("31.12.2024", "1.1.2025"),
+        ("2024/may", "2025/may"),
+        ("September-2024", "September-2025"),
+        ("may/2024", "may/2025"),
+    ],
+)
+def test_the_pages_of_a_calendar_are_alike(one: str, another: str) -> None:
+    shapes = {crawl.shape_of(f"http://h/cal/{date}/all") for date in (one, another)}
+    assert len(shapes) == 1 and shapes != {""}
+
+
+@pytest.mark.parametrize("path", ["7", "1999", "123456", "20241399", "120240531", "5/2024", "mayor/2024", "1-2-3"])
+def test_pages_that_only_have_numbers_are_not_alike(path: str) -> None:
+    assert crawl.shape_of(f"http://h/item/{path}/all") == ""
+
+
 def test_hosts_of_a_domain_are_asked_up_to_a_limit_besides_those_that_were_named(tmp_path: Path) -> None:
     with working("http://h.example/", tmp_path, max_variants=2) as one:
         one.crawl = dataclasses.replace(one.crawl, scope=crawl.Scope.around("domain", ["http://h.example/"]))
