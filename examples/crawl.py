@@ -1545,7 +1545,7 @@ class Worker:
         self.loop = asyncio.Runner()
         self.records = os.open(crawl.records, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         self.torn = b""  # ends a line that was written in part
-        self.turns = []  # the hosts that we may ask now: one, and the one that its robots.txt is at
+        self.turns = []  # the hosts that we may ask now: one at most
         self.keepers = crawl.keepers(self.id)
         self.earlier = crawl.again and Index(crawl.again)
         self.exchange, self.original = None, None  # of the page in hand: what is to be kept, and its earlier record
@@ -1675,15 +1675,20 @@ class Worker:
         while self.turns:
             self.hosts.leave(self.turns.pop())
 
-    def take_turn_for_robots(self, host: str) -> None:
-        """Wait until a host may be asked to which the robots.txt of another one leads. RobotsAway when that is long."""
+    def take_turn_for_robots(self, owner: str, host: str) -> None:
+        """Wait until a host may be asked to which the owner's robots.txt leads. RobotsAway when that is long.
+
+        Nobody waits there with a turn in hand: two hosts may lead to one another.
+        """
         if not may_be_asked(host, self.crawl.user_agent):
-            raise RobotsAway(f"its robots.txt is at {host}, which is not asked without --contact", self.turns[0])
+            raise RobotsAway(f"its robots.txt is at {host}, which is not asked without --contact", owner)
+        if host in self.turns:
+            return
+        self.leave()
         try:
-            if host not in self.turns:
-                self.take_turn(host, ROBOTS_TIMEOUT, patience=ROBOTS_TIMEOUT)
+            self.take_turn(host, ROBOTS_TIMEOUT, patience=ROBOTS_TIMEOUT)
         except PutOff as off:
-            raise RobotsAway(f"its robots.txt is at {host}: {off}", self.turns[0], off.delay) from None
+            raise RobotsAway(f"its robots.txt is at {host}: {off}", owner, off.delay) from None
 
     def robots_of(self, url: str) -> Protego | None:
         """The rules of the URL's host, if they are known, and not too old."""
@@ -1707,7 +1712,8 @@ class Worker:
     def learn_robots(self, url: str) -> None:
         """Read the rules of the URL's host. RobotsAway when nobody knows what it allows."""
         origin, host = origin_of(url), host_of(url)
-        text = read_robots(url, self.crawl.user_agent, self.logins, self.take_turn_for_robots, self.loop.run)
+        take_turn = functools.partial(self.take_turn_for_robots, host)
+        text = read_robots(url, self.crawl.user_agent, self.logins, take_turn, self.loop.run)
         known = Robots(time.time(), text, self.crawl.user_agent)
         if self.crawl.robots_sitemaps:  # before anybody knows the rules, and reads them no more
             named = [found for link in known.rules.sitemaps if (found := normalise(link, origin))]

@@ -748,6 +748,22 @@ def test_a_robots_txt_elsewhere_waits_for_the_turn_of_its_host(tmp_path: Path, m
         assert other.take_turn("localhost") == 0
 
 
+def test_nobody_who_waits_for_a_robots_txt_elsewhere_holds_the_turn_of_the_host_that_leads_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = []
+
+    def wait(_seconds: float) -> None:
+        held.append(other.read("name = '127.0.0.1'")[0].busy_until)
+        raise library.Halted
+
+    with robots_elsewhere(tmp_path, rules=answer("")) as (one, site), contextlib.closing(one.crawl.hosts()) as other:
+        other.take_turn("localhost", seconds=60)
+        monkeypatch.setattr(one, "wait", wait)
+        assert give(one, f"{site.url}a")["result"] == library.SKIPPED
+    assert held == [0]
+
+
 def test_both_hosts_rest_when_the_one_that_has_the_robots_txt_of_the_other_asks_for_it(tmp_path: Path) -> None:
     busy = answer("", "Retry-After: 3600", status=503)
     with robots_elsewhere(tmp_path, rules=busy) as (one, site):
