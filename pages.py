@@ -133,16 +133,13 @@ def drawn_spark(counts: str, moments: range) -> Any:
 def fitting_range(tx: Tx, project: sqlite3.Row) -> str:
     """The time that a project's charts show unless another one is chosen: as long as it is old, but a day at most.
 
-    All of it, when nothing has been done for a day.
+    All of it, too, when nothing has been done for a day.
     """
-    first, day_old = tx.one(
-        "SELECT (SELECT MIN(time_stamp) FROM snapshot WHERE project = ?1), (SELECT closed_task_count FROM snapshot"
-        " WHERE project = ?1 AND time_stamp <= ?2 ORDER BY time_stamp DESC LIMIT 1)",
+    day_old = tx.one(
+        "SELECT closed_task_count FROM snapshot WHERE project = ? AND time_stamp <= ? ORDER BY time_stamp DESC LIMIT 1",
         (project["id"], tx.time - RANGES["24h"]),
     )
-    if day_old is not None and day_old == project["closed_task_count"]:
-        return "all"
-    return "1h" if first is None or tx.time - first <= RANGES["1h"] else "24h"
+    return "all" if day_old is None or day_old[0] == project["closed_task_count"] else "24h"
 
 
 FIRST_SNAPSHOT = "SELECT * FROM snapshot WHERE project = ? ORDER BY time_stamp LIMIT 1"

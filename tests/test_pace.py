@@ -38,7 +38,7 @@ def test_what_a_short_crawl_closed_in_its_first_step_is_drawn(crawl: Callable[[i
     page = crawl(20)
     rows = page.tree.xpath("//*[@id='throughput-data']//tbody/tr/td[2]/text()")
     assert any(float(re.match(r"[\d.]+", text)[0]) > 0 for text in rows if text != "–"), rows
-    assert page.tree.xpath("//nav[@aria-label='Time shown']/a[@aria-current]/text()") == ["1h"]
+    assert page.tree.xpath("//nav[@aria-label='Time shown']/a[@aria-current]/text()") == ["all"]
 
 
 def test_the_share_that_is_done_is_told_when_no_more_tasks_come(crawl: Callable[[int], Page]) -> None:
