@@ -949,6 +949,7 @@ def crowd_values(tx: Tx, caller: Caller, project: sqlite3.Row, query: CrowdQuery
     return {
         **pace(tx, project),
         "project": project,
+        "kinds": waiting_kinds(tx, project["id"]),
         "leaders": rows[:CROWD_ROWS],
         "more": len(rows) > CROWD_ROWS,
         "first": first,
@@ -988,10 +989,19 @@ async def make_crowd_page(visit: Visit, project: int, query: CrowdQuery) -> Made
     return Made(page.encode(), await asyncio.to_thread(packing.gzipped, page.encode()), packing.etag_of(page))
 
 
-NEXT_JOB = """
-    SELECT script FROM job WHERE project = ? AND state = 'waiting' AND task IS NOT NULL AND NOT delayed
-    ORDER BY priority DESC, task LIMIT 1
+# Of the next hundred jobs, and of the next hundred tasks: a worker for the one kind fails those of the other.
+WAITING_KINDS = """
+    SELECT EXISTS (SELECT 1 FROM (SELECT script FROM job WHERE project = ?1 AND state = 'waiting' AND task IS NOT NULL
+        AND NOT delayed ORDER BY priority DESC, task LIMIT 100) WHERE script IS NOT NULL) AS scripts,
+    EXISTS (SELECT 1 FROM (SELECT job FROM task WHERE project = ?1 AND status = 1 AND assignee IS NULL
+        AND verifiers IS NULL ORDER BY priority DESC, id LIMIT 100) t LEFT JOIN job ON job.id = t.job
+        WHERE job.script IS NULL) AS commands
 """
+
+
+def waiting_kinds(tx: Tx, project: int) -> sqlite3.Row:
+    """What a worker must be able to run for what waits now: whether jobs bring scripts, and others need a command."""
+    return tx.one(WAITING_KINDS, (project,))
 
 
 def joining(tx: Tx, caller: Caller, project: sqlite3.Row) -> dict[str, Any] | None:
@@ -1000,8 +1010,7 @@ def joining(tx: Tx, caller: Caller, project: sqlite3.Row) -> dict[str, Any] | No
     guest = caller.manager is None and project["public"]
     if not waiting or project["archived"] or (not guest and tx.one(EVER_ASSIGNED, (project["id"],))):
         return None
-    job = tx.one(NEXT_JOB, (project["id"],))
-    return {"guest": guest, "script": job is not None and job["script"] is not None}
+    return {"guest": guest, "kinds": waiting_kinds(tx, project["id"])}
 
 
 EVER_ASSIGNED = "SELECT 1 FROM tally WHERE project = ? LIMIT 1"
@@ -1730,6 +1739,7 @@ def template_page(tx: Tx, caller: Caller, template: sqlite3.Row) -> dict[str, An
             for name, one in zip(tracker.argument_names(template), tracker.free_arguments(template), strict=True)
         ],
         "token": template["token"],
+        "kinds": waiting_kinds(tx, template["project"]),
         "jobs": last_jobs(tx, template["id"], 10),
     }
 

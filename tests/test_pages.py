@@ -2184,4 +2184,19 @@ def test_who_is_to_do_jobs_with_scripts_is_told_to_allow_them(site: Site) -> Non
     body = {"project": project, "name": "build", "script": "echo hi"}
     template = site.admin.post("/template/create", body).json()["content"]["template"]["id"]
     site.admin.post(f"/template/trigger/{template}", {})
-    assert f"--project {project} --allow-scripts" in guide(site.admin.http, project)
+    assert f"--project {project} --allow-scripts\n" in guide(site.admin.http, project)
+
+
+@pytest.mark.parametrize("priority", [-1, 1])
+def test_the_line_for_a_worker_is_for_jobs_with_scripts_and_for_plain_tasks_if_both_wait(
+    site: Site, priority: int
+) -> None:
+    project = site.admin.create_project(public=True)
+    body = {"project": project, "name": "build", "script": "echo hi"}
+    template = site.admin.post("/template/create", body).json()["content"]["template"]["id"]
+    site.admin.post(f"/template/trigger/{template}", {})
+    site.create_worker(project).submit(project, priority=priority)
+    line = f"worker.py run --server {site.url} --project {project} --allow-scripts -- "
+    assert line + "echo {recipe}" in guide(site.admin.http, project)
+    assert line + "echo {recipe}" in site.guest.get(f"/ui/projects/{project}/crowd").text
+    assert line + "YOUR_COMMAND" in site.admin.http.get(f"/ui/templates/{template}").text
