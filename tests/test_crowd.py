@@ -34,6 +34,13 @@ def test_a_guest_sees_how_far_it_is_and_who_does_most(site: Site) -> None:
     assert 'name="token"' not in page.text and "set-cookie" not in page.headers
 
 
+def test_the_time_left_is_rounded_as_on_other_pages(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = site.admin.create_project(public=True)
+    site.create_worker(project).submit(project)
+    monkeypatch.setattr(pages, "pace", lambda tx, project: {"rate": 1.0, "eta": 43 * 60 + 7, "left": 1})
+    assert "<dd>about 45 min</dd>" in crowd(site, project).text
+
+
 @pytest.mark.parametrize("fields", [{}, {"hidden": True}])
 def test_only_a_public_project_has_one(site: Site, fields: dict[str, Any]) -> None:
     project = site.admin.create_project(**fields)
