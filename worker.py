@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """The tracker's client: submit tasks from a file, run them, and look at the projects, from any machine. And a library.
 
-Copied alone to another machine it works: it needs Python 3.11, httpx and rich (`python -m pip install httpx rich`) and
-nothing else of the tracker. `python worker.py --help` is the manual. Who writes a worker in Python says `import worker`
-and uses the class *Tracker*: its tasks() hands out one *Task* after the other, its run() calls a function for each.
+Copied alone to another machine it works: it needs Python 3.11, httpx and rich (`python3 -m pip install httpx rich`) and
+nothing else of the tracker. `python3 worker.py --help` is the manual. Who writes a worker in Python says `import
+worker` and uses the class *Tracker*: its tasks() hands out one *Task* after the other, its run() calls a function for
+each.
 
 How a submit flows: the command line names a file, a server and a project; *Input* cuts the file into parts of some
 lines without ever holding it whole; *Submit* sends each part by the *Client*, which alone knows how to wait for a slow
@@ -3966,12 +3967,12 @@ The client of a task tracker: it sends tasks to a project, runs a command for ea
 projects are getting on.
 
 first use:
-  python worker.py submit --server http://tracker.example:3010 --project 3 urls.txt
-      registers this machine as a worker, asks for access to project 3, and says which manager's call grants it;
-      run again when it is granted, the same command submits the file
-  python worker.py run --server http://tracker.example:3010 --project 3 -- wget -- {recipe}
+  python3 worker.py submit --server http://tracker.example:3010 --project 3 urls.txt
+      registers this machine as a worker, asks for access to project 3, says on which page a manager grants it, waits
+      for that, and submits the file
+  python3 worker.py run --server http://tracker.example:3010 --project 3 -- wget -- {recipe}
       likewise; takes the tasks and runs wget for each
-  python worker.py status --server http://tracker.example:3010
+  python3 worker.py status --server http://tracker.example:3010
 
 environment:
   TRACKER_SERVER        the server when --server is not given
@@ -4005,11 +4006,11 @@ wait."""
 
 SUBMIT_EXAMPLES = """\
 examples:
-  python worker.py submit --project 3 urls.txt
-  python worker.py submit --project 3 --unique --max-retries 5 urls.txt
-  zcat urls.gz | python worker.py submit --project 3 --priority 10 -
-  echo '{"recipe": "page 7", "priority": 2}' | python worker.py submit --project 3 -
-  python worker.py submit --project 3 --start-line 120001 urls.txt
+  python3 worker.py submit --project 3 urls.txt
+  python3 worker.py submit --project 3 --unique --max-retries 5 urls.txt
+  zcat urls.gz | python3 worker.py submit --project 3 --priority 10 -
+  echo '{"recipe": "page 7", "priority": 2}' | python3 worker.py submit --project 3 -
+  python3 worker.py submit --project 3 --start-line 120001 urls.txt
 
 exit status: 0 all fine, 1 some lines refused, 2 usage, permission or server error, 130 stopped by Ctrl-C"""
 
@@ -4021,8 +4022,8 @@ project's secrets: only you may read it. It appears when all of it is there."""
 
 EXPORT_EXAMPLES = """\
 examples:
-  python worker.py export --server http://old.example:3010 --user alice 3 crawl.jsonl
-  python worker.py import --server http://new.example:3010 --user alice crawl.jsonl"""
+  python3 worker.py export --server http://old.example:3010 --user alice 3 crawl.jsonl
+  python3 worker.py import --server http://new.example:3010 --user alice crawl.jsonl"""
 
 IMPORT_MANUAL = """\
 Makes a project of a FILE that `worker.py export` has written. It is there when all of the file has been read and
@@ -4038,9 +4039,9 @@ ETA: "stalled" when nothing was closed lately, "?" when there is nothing to go b
 
 STATUS_EXAMPLES = """\
 examples:
-  python worker.py status --server http://tracker.example:3010
-  python worker.py status --watch 5
-  python worker.py status --json | jq '.projects[] | select(.paused)'
+  python3 worker.py status --server http://tracker.example:3010
+  python3 worker.py status --watch 5
+  python3 worker.py status --json | jq '.projects[] | select(.paused)'
 
 --json prints one object: server, time, and projects, each with id, name, priority, paused, waiting_task_count,
 delayed_task_count, assigned_task_count, awaiting_verification_count, failed_task_count, closed_task_count,
@@ -4098,11 +4099,11 @@ waited for, with pauses of up to half a minute; results, and up to 512 KB of eac
 
 RUN_EXAMPLES = """\
 examples:
-  python worker.py run --project 3 --concurrency 8 --timeout 60 -- wget -q -- {recipe}
-  python worker.py run --project 3 --skip-status 75 -- ./fetch.py
-  python worker.py run --project 3 --until-empty -- sh -c 'convert "$TRACKER_RECIPE" "out/$TRACKER_TASK_ID.png"'
-  python worker.py run --project 3 --project 7 --allow-scripts --grace 60
-  python worker.py run --project 3 --count 1 --verbose -- cat
+  python3 worker.py run --project 3 --concurrency 8 --timeout 60 -- wget -q -- {recipe}
+  python3 worker.py run --project 3 --skip-status 75 -- ./fetch.py
+  python3 worker.py run --project 3 --until-empty -- sh -c 'convert "$TRACKER_RECIPE" "out/$TRACKER_TASK_ID.png"'
+  python3 worker.py run --project 3 --project 7 --allow-scripts --grace 60
+  python3 worker.py run --project 3 --count 1 --verbose -- cat
 
 exit status: 0 all fine, also after SIGTERM when every running task could finish; 1 some task failed (with --count or
 --until-empty); 2 usage, permission or server error, or a result that could not be delivered; 130 stopped by Ctrl-C;

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Crawl web sites with several worker processes. A model for workers of your own: copy it and change Worker.fetch.
 
-    python examples/crawl.py https://docs.example.org/ --server http://127.0.0.1:3010 --contact me@example.org
+    python3 examples/crawl.py https://docs.example.org/ --server http://127.0.0.1:3010 --contact me@example.org
 
 (the first time with `--manager NAME`, on a tracker without managers also `--register`; the password is asked for).
 

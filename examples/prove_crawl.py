@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
 """Prove on a real documentation tree that a crawl fetches every reachable page exactly once, whatever is killed.
 
-    python examples/prove_crawl.py /usr/share/doc/python3-doc/html
+    python3 examples/prove_crawl.py /usr/share/doc/python3-doc/html
 
 Serves the tree on loopback and records each request. Walks it independently (html.parser and urllib, and wget where it
 is installed), then crawls it with `crawl.py` twice, each time with a new tracker: undisturbed, and with one worker and
 the tracker killed by SIGKILL on the way. Prints the figures; ends with exit code 1 when a set differs or a page was
 fetched twice that no killed worker had in hand.
 
-    python examples/prove_crawl.py --hosts 20 --pages 500 --workers 8
+    python3 examples/prove_crawl.py --hosts 20 --pages 500 --workers 8
 
 Serves that many hosts, numbers on loopback, of which one is dead, one slow and one bans its visitors for a while, and
 crawls them together. Ends with exit code 1 when a host gets two requests at once, or one before its pause is over, or

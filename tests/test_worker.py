@@ -1069,7 +1069,9 @@ def test_a_line_cannot_steer_the_terminal(server, client, project):
 @pytest.mark.parametrize("command", [[], ["submit"], ["status"], ["forget"]])
 def test_help_is_a_manual(client, command):
     result = client.run(*command, "--help")
-    assert result.returncode == 0 and "python worker.py" in result.stdout + "python worker.py" * (command == ["forget"])
+    assert result.returncode == 0 and "python3 worker.py" in result.stdout + "python3 worker.py" * (
+        command == ["forget"]
+    )
 
 
 @pytest.mark.parametrize(
