@@ -169,8 +169,8 @@ def conditions_of(tx: Tx, hook: sqlite3.Row, meter: Meter) -> tuple[list[Conditi
     known = Known() if first else msgspec.json.decode(hook["known"], type=Known)
     begun: list[Condition] = []
     closed, left = hook["closed_task_count"], bool(hook["left"])
-    if known.left and not left:
-        begun.append(Condition("finished", f"nothing is left to do: {closed:,} tasks are closed"))
+    if not left and (known.left or closed > known.closed >= 0):  # it may all have come and gone since
+        begun.append(Condition("finished", f"nothing is left to do; closed: {counted(closed, 'task')}"))
     known.left = left
     recent = meter.recent.get(hook["project"])
     if recent:
@@ -186,7 +186,8 @@ def conditions_of(tx: Tx, hook: sqlite3.Row, meter: Meter) -> tuple[list[Conditi
         known.closed, known.closed_uptime, known.stalled = closed, tx.uptime, False
     elif not known.stalled and tx.uptime - known.closed_uptime >= 60 * hook["stalled_minutes"]:
         known.stalled = True
-        said = f"{hook['waiting_task_count']:,} tasks wait, and none was closed for {hook['stalled_minutes']} minutes"
+        waiting, minutes = counted(hook["waiting_task_count"], "task"), counted(hook["stalled_minutes"], "minute")
+        said = f"still waiting: {waiting}; none was closed for {minutes}"
         begun.append(Condition("stalled", said))
     rows = paused_workers(tx, hook["project"]) if hook["paused_worker_count"] else []
     paused = {row["id"]: row["alias"] for row in rows}
@@ -206,6 +207,11 @@ ASKING = """
     SELECT w.id, w.alias FROM worker_access a JOIN worker w ON w.id = a.worker
     WHERE a.project = ? AND a.request ORDER BY a.worker DESC LIMIT 200
 """
+
+
+def counted(count: int, noun: str) -> str:
+    """So many of something: 1 task, 2,000 tasks."""
+    return f"{count:,} {noun}" + "s" * (count != 1)
 
 
 def names(aliases: Sequence[str]) -> str:

@@ -112,7 +112,7 @@ def test_a_project_that_is_finished_is_told_once(told: Site, receiver: Receiver)
     headers, body = receiver.got[0]
     notice = json.loads(body)
     assert notice["event"] == "finished" and notice["project"] == {"id": project, "name": "a crawl"}
-    assert notice["text"] == "a crawl: nothing is left to do: 1 tasks are closed"
+    assert notice["text"] == "a crawl: nothing is left to do; closed: 1 task"
     assert headers["Idempotency-Key"] == notice["id"] and headers["X-Tracker-Event"] == "finished"
     wait_until(lambda: told.read("SELECT sent FROM notice_hook WHERE sent IS NOT NULL"))
     assert receiver.events() == ["finished"] and not told.read("SELECT * FROM notice")
@@ -176,6 +176,26 @@ def test_a_project_that_stands_still_is_told_once_and_not_while_it_is_paused() -
     memory.connection.execute("UPDATE project SET paused = 1")
     memory.clock.now += 120 * 60
     assert events(memory, one) == []
+
+
+def test_a_project_that_is_finished_from_one_look_to_the_next_is_told() -> None:
+    memory, one = Memory(), meter.Meter()
+    prepared(memory, one)
+    memory.connection.execute("UPDATE project SET closed_task_count = 3")
+    assert events(memory, one) == ["finished"]
+    assert events(memory, one) == []
+
+
+def test_one_task_and_one_minute_are_told_as_one() -> None:
+    memory, one = Memory(), meter.Meter()
+    project = prepared(memory, one)
+    memory.do(notices.set_hook, project, notices.HookBody("http://example.org/", stalled=True, stalled_minutes=1))
+    memory.connection.execute("UPDATE project SET waiting_task_count = 1")
+    memory.do(notices.store_changes, one)
+    memory.clock.now += 61
+    memory.do(notices.store_changes, one)
+    [row] = memory.do(lambda tx: tx.all("SELECT text FROM notice"))
+    assert row["text"] == "still waiting: 1 task; none was closed for 1 minute"
 
 
 def prepared(memory: Memory, one: meter.Meter) -> int:
