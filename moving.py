@@ -806,7 +806,8 @@ async def import_by_form(visit: Any) -> Response:
     finished, _ = await asyncio.wait((done,), timeout=1)
     if not finished:
         return visit.see(f"/ui/operations/{operation}")
-    return visit.see(f"/ui/projects/{project}", f"Imported: {done.result():,} tasks. The project is paused.")
+    tasks = f"{done.result():,} task" + "s" * (done.result() != 1)
+    return visit.see(f"/ui/projects/{project}", f"Imported: {tasks}. The project is paused.")
 
 
 def operation_project(tx: Tx, operation: int) -> sqlite3.Row:

@@ -520,6 +520,11 @@ def duration(seconds: float) -> str:
     return f"{seconds} s"
 
 
+def counted(count: int, noun: str) -> str:
+    """So many of something: 1 task, 2,000 tasks."""
+    return f"{count:,} {noun}" + "s" * (count != 1)
+
+
 def server_address(text: str) -> str:
     """The address of a tracker as the credentials know it: lower case, no standard port, no slash at the end."""
     if LACKS:  # the help is all that comes
@@ -3832,8 +3837,9 @@ def run_export(args: argparse.Namespace, interrupts: Interrupts) -> int:
     finally:
         with contextlib.suppress(OSError):
             part.unlink()
-    jobs = f"; {counts['jobs']:,} jobs are left out" if counts.get("jobs") else ""
-    print(f"{path}: {counts.get('task', 0):,} tasks and {counts.get('hashes', 0):,} hashes of closed ones{jobs}.")
+    jobs = f"; left out: {counted(counts['jobs'], 'job')}" if counts.get("jobs") else ""
+    tasks, hashes = counted(counts.get("task", 0), "task"), counts.get("hashes", 0)
+    print(f"{path}: {tasks}; hashes of closed ones: {hashes:,}{jobs}.")
     print(f"Project {args.project} is paused now at {args.server}. Archive or delete it there when it has moved.")
     return EXIT_OK
 
@@ -3895,7 +3901,8 @@ def run_import(args: argparse.Namespace, interrupts: Interrupts) -> int:
             display.waiting(f"{found['affected']:,} of {found['expected'] or 0:,} tasks are there")
             interrupts.sleep(0.5)
     page = f"{args.server}/ui/projects/{made['project']}"
-    print(f"Project {made['project']}: {found['affected']:,} tasks imported. It is paused: resume it at {page}")
+    tasks = counted(found["affected"], "task")
+    print(f"Project {made['project']}: {tasks} imported. It is paused: resume it at {page}")
     print(f"Workers that are known there by the same names wait for access at {page}/access; others ask by themselves.")
     return EXIT_OK
 

@@ -34,6 +34,12 @@ def test_a_guest_sees_how_far_it_is_and_who_does_most(site: Site) -> None:
     assert 'name="token"' not in page.text and "set-cookie" not in page.headers
 
 
+def test_one_task_is_told_as_one(site: Site) -> None:
+    project = site.admin.create_project(public=True)
+    site.create_worker(project).submit(project)
+    assert "% of 1 task<" in crowd(site, project).text
+
+
 def test_the_time_left_is_rounded_as_on_other_pages(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     project = site.admin.create_project(public=True)
     site.create_worker(project).submit(project)
