@@ -272,6 +272,18 @@ def like(text: str) -> str:
     return "%" + re.sub(r"([\\%_])", r"\\\1", text) + "%"
 
 
+def typed_number(text: str) -> int | None:
+    """The number that a text is, as pages show it: 1,234 or #12. None: it is no number."""
+    digits = text.strip().removeprefix("#").replace(",", "")
+    return int(digits) if re.fullmatch(r"-?[0-9]{1,20}", digits, re.ASCII) else None
+
+
+def typed_id(text: str) -> int | None:
+    """The id that a text is. None: it is none."""
+    number = typed_number(text)
+    return number if number is not None and 0 < number <= INT64_MAX else None
+
+
 def get_task_history(tx: Tx, caller: Caller, task: int) -> dict[str, Any]:
     """A task, if it is still live, with what is known of its past, the newest first. Needs READ in its project."""
     row = tx.one("SELECT * FROM task WHERE id = ?", (task,))
@@ -1350,8 +1362,8 @@ def known_by(tx: Tx, project: int, text: str) -> dict[str, Any]:
 
     `past`: the id of one that is not live any more and has left a history; `done`: one of this hash was closed.
     """
-    number = text.strip().replace(",", "")
-    numbers = [int(number)] if re.fullmatch(r"-?[0-9]{1,20}", number, re.ASCII) else []
+    number = typed_number(text)
+    numbers = [] if number is None else [number]
     hashes = {tracker.hash_unique_string(one) for one in (text, text.strip())}
     hashes |= {one - 2**64 if one > INT64_MAX else one for one in numbers if -(2**63) <= one < 2**64}
     ids = [one for one in numbers if 0 < one <= INT64_MAX]
@@ -1952,7 +1964,7 @@ def worker_list(tx: Tx, caller: Caller, query: WorkersQuery) -> dict[str, Any]:
     by_name = query.sort == "alias"
     beyond, order = (">", "ASC") if by_name else ("<", "DESC")
     found = f"SELECT *, {query.sort} || ':' || id AS place FROM worker WHERE (alias LIKE :text ESCAPE '\\' OR id = :id)"
-    values = {"id": int(query.text) if query.text.isdecimal() and len(query.text) < 19 else None}
+    values: dict[str, Any] = {"id": typed_id(query.text)}
     if query.after:
         found += f" AND ({query.sort}, id) {beyond} (:value, :last)"
         name, _, last = query.after.rpartition(":")
@@ -2008,7 +2020,7 @@ def access_page(tx: Tx, caller: Caller, project: sqlite3.Row, query: ListQuery) 
         " JOIN worker w ON w.id = a.worker WHERE a.project = :project AND"
     )
     after = int(query.after) if query.after.isdecimal() and len(query.after) < 19 else 0
-    values = {"project": project["id"], "after": after, "most": PAGE_ROWS, "number": query.text.strip()}
+    values = {"project": project["id"], "after": after, "most": PAGE_ROWS, "number": typed_id(query.text)}
     found = f"{of_workers} NOT a.request AND a.worker > :after AND {ACCESS_MATCHES}"
     rows, more = list_page(tx, found, values, query, "worker")
     asking = f"{of_workers} a.request AND {ACCESS_MATCHES} ORDER BY w.closed_task_count = 0, a.worker"
@@ -2050,7 +2062,7 @@ ANSWERED = f"""
 def answered_values(project: sqlite3.Row, body: Answer, workers: list[int]) -> dict[str, Any]:
     """The values of ANSWERED."""
     values = {"project": project["id"], "all": body.which == "all", "workers": encode(workers).decode()}
-    return {**values, "text": like(body.text), "number": body.text.strip(), "until": body.until}
+    return {**values, "text": like(body.text), "number": typed_id(body.text), "until": body.until}
 
 
 @tracker.needs(MANAGE_ACCESS, acts=True)

@@ -1419,8 +1419,10 @@ def test_workers_are_found_by_alias_and_by_number(place: Place) -> None:
     assert place.admin.open("/ui/workers", text="LAIN ask").tree.xpath("//tbody/tr/@id") == [
         f"worker-{place.asking.id}"
     ]
-    found = place.admin.open("/ui/workers", text=str(place.worker.id)).tree.xpath("//tbody/tr/@id")
-    assert f"worker-{place.worker.id}" in found
+    access = place.at("/ui/projects/{project}/access")
+    for text in (str(place.worker.id), f" #{place.worker.id}"):
+        assert f"worker-{place.worker.id}" in place.admin.open("/ui/workers", text=text).tree.xpath("//tbody/tr/@id")
+        assert f"access-{place.worker.id}" in place.admin.open(access, text=text).tree.xpath("//tbody/tr/@id")
     assert "No worker like this" in place.admin.open("/ui/workers", text="nobody").text
 
 

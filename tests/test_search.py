@@ -39,6 +39,7 @@ def test_a_task_is_found_by_its_number_its_hash_or_its_unique_string_in_whatever
     for text in (
         str(task),
         f" {task}",
+        f"#{task}",
         "https://example.org/ ",
         str(tracker.hash_unique_string("https://example.org/ ")),
     ):
