@@ -35,6 +35,7 @@ MASKED = re.compile(
     | \b[^\W\d]*+\d\w*+""",
     re.VERBOSE,
 )
+COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")  # of a terminal, for which many commands write
 REPEATED = re.compile(r"…(?:[ .,:;/()-]?…)+")
 
 
@@ -56,7 +57,7 @@ def note(tx: Tx, task: Any, reason: str, for_good: bool = True) -> int:
 
     A reason that has no room counts all the same.
     """
-    reason = reason.strip()
+    reason = COLOURS.sub("", reason).strip()
     kept = reason[:MOST_REASON]
     tx.execute(NOTE, (tx.time, kept if room_for(tx, task.project, kept) else "", task.id))
     return join(tx, task.project, pattern_of(reason)) if for_good else NOT_FOR_GOOD

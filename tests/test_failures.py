@@ -106,6 +106,12 @@ def test_a_task_that_goes_takes_its_failure_along(queue: Queue, end: str) -> Non
     assert queue.do(budgets.used, "reasons") == 0
 
 
+def test_the_colours_of_a_terminal_are_no_part_of_a_reason(queue: Queue) -> None:
+    fail(queue, "\x1b[1;31mno page\x1b[0m\x1b[K")
+    assert queue.values("SELECT reason FROM failure") == [("no page",)]
+    assert queue.values("SELECT pattern FROM cause") == [("no page",)]
+
+
 def test_a_reason_is_cut(queue: Queue) -> None:
     fail(queue, "é" * 10_000)
     (reason,) = queue.values("SELECT reason FROM failure")[0]
