@@ -76,11 +76,14 @@ class MethodNotAllowed(TrackerError):
 PLAIN_WORDS = tuple(
     (re.compile(pattern), words)
     for pattern, words in (  # what msgspec says of a value, and what is said to people
-        (r"Expected str of length >= 1", "must not be empty"),
+        (r"Expected (?:str|array|object) of length >= 1", "must not be empty"),
         (r"Expected str of length >= (\d+)", r"must have at least \1 characters"),
         (r"Expected str of length <= (\d+)", r"must have at most \1 characters"),
-        (r"Expected (?:int|float) >= (.+)", r"must be at least \1"),
-        (r"Expected (?:int|float) <= (.+)", r"must be at most \1"),
+        (r"Expected (?:int|float) >= (.+?)(?:\.0)?", r"must be at least \1"),
+        (r"Expected (?:int|float) <= (.+?)(?:\.0)?", r"must be at most \1"),
+        (r"Expected float > (.+?)(?:\.0)?", r"must be more than \1"),
+        (r"Expected float < (.+?)(?:\.0)?", r"must be less than \1"),
+        (r"Expected (?:array|object) of length <= 1", "must have at most 1 item"),
         (r"Expected (?:array|object) of length <= (\d+)", r"must have at most \1 items"),
         (r"Expected (?:array|object) of length >= (\d+)", r"must have at least \1 items"),
         (r"Invalid enum value (.+)", r"there is no such choice as \1"),

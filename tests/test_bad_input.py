@@ -11,7 +11,7 @@ import json
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 from urllib.parse import parse_qsl, quote, urlencode
 
 import msgspec
@@ -640,6 +640,25 @@ def test_a_text_of_another_pattern_is_refused_in_plain_words() -> None:
     with pytest.raises(errors.TrackerError) as refused:
         errors.decode(b'{"cookie_name": "two words"}', tracker.Settings)
     assert refused.value.message == "cookie_name: must match the pattern '^[A-Za-z0-9_-]+$'"
+
+
+@pytest.mark.parametrize(
+    ("kind", "meta", "value", "words"),
+    [
+        (float, {"gt": 0}, 0, "must be more than 0"),
+        (float, {"lt": 2.5}, 3, "must be less than 2.5"),
+        (float, {"ge": 0}, -1, "must be at least 0"),
+        (float, {"le": 100}, 101, "must be at most 100"),
+        (list, {"min_length": 1}, [], "must not be empty"),
+        (list, {"max_length": 1}, [1, 2], "must have at most 1 item"),
+    ],
+)
+def test_a_value_beyond_a_bound_is_refused_in_plain_words(
+    kind: type, meta: dict[str, Any], value: Any, words: str
+) -> None:
+    with pytest.raises(errors.TrackerError) as refused:
+        errors.convert({"x": value}, msgspec.defstruct("Bounded", [("x", Annotated[kind, msgspec.Meta(**meta)])]))
+    assert refused.value.message == f"x: {words}"
 
 
 def test_a_bare_array_of_tasks_names_their_fields_as_well(house: House) -> None:
