@@ -729,6 +729,14 @@ def test_the_roles_decide_which_buttons_a_list_of_tasks_shows(place: Place) -> N
         assert page.buttons - {"Log out", "Search", "Pause", "Set"} == buttons
 
 
+def test_a_list_of_tasks_with_nothing_in_it_offers_nothing_to_do_with_them(site: Site) -> None:
+    project = site.admin.create_project()
+    tab = Tab(site.admin.http)
+    assert "Delete" not in tab.open(f"/ui/projects/{project}/tasks").buttons
+    site.create_worker(project).submit(project)
+    assert "Delete" in tab.open(f"/ui/projects/{project}/tasks").buttons
+
+
 def test_the_administration_is_for_admins(place: Place) -> None:
     manager = Tab(place.manager.http)
     assert manager.open("/ui/admin").status == 403
