@@ -1195,15 +1195,21 @@ def tasks_in_words(count: int, kind: str = "") -> str:
     return f"the one {kind}task" if count == 1 else f"all {count:,} {kind}tasks"
 
 
+async def typed_name(visit: Visit, project: int) -> str:
+    """The project's name, which a form has to repeat before what cannot be undone."""
+    name = (await visit.look(tracker.get_project, project)).name
+    if visit.field("confirm").strip() != name.strip():
+        raise TrackerError("invalid", "this is not the project's name; nothing was deleted", "confirm")
+    return name
+
+
 async def reset_project(visit: Visit) -> Response:
     """POST …/reset/{kind}. A question comes before tasks are taken from workers; a hard reset wants the name typed."""
     project, kind = visit.path_id("project"), visit.scope["path_params"]["kind"]
     if kind not in tracker.RESETS:
         raise TrackerError("not_found", f"There is no reset {kind!r}")
     if kind == "hard_reset":
-        row = await visit.look(tracker.get_project, project)
-        if visit.field("confirm").strip() != row.name.strip():
-            raise TrackerError("invalid", "this is not the project's name; nothing was deleted", "confirm")
+        await typed_name(visit, project)
     if kind == "reclaim_assigned" and visit.field("confirmed") != "yes":
         values = await visit.read(about_requeue, project, visit.back(f"/ui/projects/{project}"))
         return await visit.render(QUESTION, values)
@@ -1214,12 +1220,10 @@ async def reset_project(visit: Visit) -> Response:
 async def delete_project(visit: Visit) -> Response:
     """POST …/delete. Wants the project's name typed."""
     project = visit.path_id("project")
-    row = await visit.look(tracker.get_project, project)
-    if visit.field("confirm").strip() != row.name.strip():
-        raise TrackerError("invalid", "this is not the project's name; nothing was deleted", "confirm")
+    name = await typed_name(visit, project)
     done = visit.tracker.begin_operation(await visit.write(tracker.begin_deletion, project))
     finished, _ = await asyncio.wait((done,), timeout=OPERATION_PATIENCE)
-    return visit.see("/ui/", f"The project {row.name} is deleted." + " What was in it goes by and by." * (not finished))
+    return visit.see("/ui/", f"The project {name} is deleted." + " What was in it goes by and by." * (not finished))
 
 
 @tracker.needs(ADMIN)
