@@ -135,7 +135,7 @@ VIEWS = [
     View("tasks-found", "/ui/projects/{parliaments}/tasks?text=viaduct&priority=0"),
     View("tasks-none", "/ui/projects/{catalogue}/tasks?state=assigned"),
     View("tasks-refused", "/ui/projects/{wiki}/tasks?state=failed", act=press("Retry")),
-    View("tasks-confirm", "/ui/projects/{wiki}/tasks?state=failed&text=harbour", act=act_on_all),
+    View("tasks-confirm", "/ui/projects/{wiki}/tasks?state=failed&text=https", act=act_on_all),
     View("task-waiting", "/ui/tasks/{task_waiting}"),
     View("task-assigned", "/ui/tasks/{task_assigned}"),
     View("task-awaiting", "/ui/tasks/{task_awaiting}"),
