@@ -75,7 +75,7 @@ class HookBody(msgspec.Struct):
 class Known(msgspec.Struct):
     """What was so at the last look: what begins to be so after it is worth a notice."""
 
-    left: bool = False
+    left: bool = False  # something, or was closed since the look before
     failing: bool = False
     recent: tuple[int, str] = (0, "")  # the last attempts, as meter.Recent knows them
     stalled: bool = False
@@ -169,9 +169,11 @@ def conditions_of(tx: Tx, hook: sqlite3.Row, meter: Meter) -> tuple[list[Conditi
     known = Known() if first else msgspec.json.decode(hook["known"], type=Known)
     begun: list[Condition] = []
     closed, left = hook["closed_task_count"], bool(hook["left"])
-    if not left and (known.left or closed > known.closed >= 0):  # it may all have come and gone since
+    if left or closed > known.closed >= 0:  # it may all have come and gone since, and go on so
+        known.left = True
+    elif known.left:
+        known.left = False
         begun.append(Condition("finished", f"nothing is left to do; closed: {counted(closed, 'task')}"))
-    known.left = left
     recent = meter.recent.get(hook["project"])
     if recent:
         known.recent = recent.known

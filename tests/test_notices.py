@@ -182,8 +182,17 @@ def test_a_project_that_is_finished_from_one_look_to_the_next_is_told() -> None:
     memory, one = Memory(), meter.Meter()
     prepared(memory, one)
     memory.connection.execute("UPDATE project SET closed_task_count = 3")
-    assert events(memory, one) == ["finished"]
-    assert events(memory, one) == []
+    assert [events(memory, one) for _ in range(3)] == [[], ["finished"], []]
+
+
+def test_tasks_that_come_and_are_closed_all_the_time_are_not_told_as_finished_each_time() -> None:
+    memory, one = Memory(), meter.Meter()
+    prepared(memory, one)
+    told = []
+    for _ in range(10):
+        memory.connection.execute("UPDATE project SET closed_task_count = closed_task_count + 1")
+        told += events(memory, one)
+    assert told == [] and events(memory, one) == ["finished"]
 
 
 def test_one_task_and_one_minute_are_told_as_one() -> None:
@@ -305,10 +314,9 @@ def test_what_nobody_takes_is_bounded_and_the_latest_stays() -> None:
     memory, one = Memory(), meter.Meter()
     project = prepared(memory, one)
     for number in range(150):
-        memory.connection.execute("UPDATE project SET waiting_task_count = 1")
-        memory.do(notices.store_changes, one)
-        memory.connection.execute("UPDATE project SET waiting_task_count = 0, closed_task_count = ?", (number + 1,))
-        memory.do(notices.store_changes, one)
+        memory.connection.execute("UPDATE project SET closed_task_count = ?", (number + 1,))
+        for _ in "busy", "finished":
+            memory.do(notices.store_changes, one)
     rows = memory.connection.execute("SELECT text FROM notice ORDER BY id").fetchall()
     assert len(rows) == notices.MOST_KEPT and "150 tasks" in rows[-1]["text"]
     memory.connection.execute("DELETE FROM project WHERE id = ?", (project,))
