@@ -145,7 +145,7 @@ def trusts(tx: Tx, manager: Manager) -> bool:
     trusted = "SELECT 1 FROM manager_role r JOIN project p ON p.id = r.project WHERE r.manager = ? AND p.trusted"
     if manager.tracker_admin or tx.one(trusted, (manager.id,)):
         return True
-    check_room(tx, PROJECT_SIZE)
+    check_room(tx, PROJECT_SIZE, maker=manager.id)
     return False
 
 
@@ -155,14 +155,31 @@ def is_trusted(tx: Tx, project: int) -> bool:
     return row is None or bool(row["trusted"])
 
 
-def has_room(tx: Tx, size: int) -> bool:
-    """Whether the projects that are not trusted may grow by so many bytes."""
-    return used(tx, "projects") + size <= MIB * tx.settings.max_untrusted_projects
+LAST_PART = 4  # the last of so many parts is for those of whose network the projects are no larger than that part
+OF_NETWORK = """
+    WITH asks AS (SELECT ifnull(:maker, (SELECT creator FROM project WHERE id = :project)) AS manager)
+    SELECT ifnull(SUM(p.size), 0) FROM project p JOIN asks WHERE p.size AND (p.creator = asks.manager OR EXISTS (
+        SELECT 1 FROM login_address own JOIN login_address other ON other.address = own.address
+        WHERE own.manager = asks.manager AND other.manager = p.creator))
+"""
 
 
-def check_room(tx: Tx, size: int) -> None:
+def has_room(tx: Tx, size: int, project: int | None = None, maker: int | None = None) -> bool:
+    """Whether the projects that are not trusted may grow by so many bytes: this one, or a new one of this manager's.
+
+    One stranger, under several names too, leaves room for others: a network (an address, of IPv6 a /64) from which
+    the makers of many or large ones have logged in has no share in the last part.
+    """
+    most = MIB * tx.settings.max_untrusted_projects
+    left = most - used(tx, "projects") - size
+    if left >= most // LAST_PART or left < 0:
+        return left >= 0
+    return tx.one(OF_NETWORK, {"maker": maker, "project": project})[0] + size <= most // LAST_PART
+
+
+def check_room(tx: Tx, size: int, project: int | None = None, maker: int | None = None) -> None:
     """Refuses (503) what would make the projects that are not trusted larger than they may be."""
-    if not has_room(tx, size):
+    if not has_room(tx, size, project, maker):
         problem = "The projects that no tracker admin trusts are full; one can mark yours as trusted"
         raise tx.limits.refusal("max_untrusted_projects", problem)
 
@@ -175,7 +192,7 @@ def check_room_in(tx: Tx, project: int, size: int) -> None:
     if row["archived"]:
         raise is_archived(project)
     if not row["trusted"]:
-        check_room(tx, size)
+        check_room(tx, size, project)
 
 
 def is_archived(project: int) -> TrackerError:
@@ -188,7 +205,7 @@ def make_room_for_operation(tx: Tx, project: int) -> None:
 
     It is never refused: it may be what makes room.
     """
-    if not has_room(tx, OPERATION_SIZE) and not is_trusted(tx, project):
+    if not is_trusted(tx, project) and not has_room(tx, OPERATION_SIZE, project):
         oldest = "SELECT id FROM operation WHERE project = ? AND finished IS NOT NULL ORDER BY id LIMIT 1"
         tx.execute(f"DELETE FROM operation WHERE id = ({oldest})", (project,))
 
@@ -196,7 +213,7 @@ def make_room_for_operation(tx: Tx, project: int) -> None:
 def room_for_job_lines(tx: Tx, project: int, entries: Sequence[TaskEntry]) -> bool:
     """Whether the lines of a job's log fit into its project, which may be trusted."""
     size = sum(line_size(entry.scope, entry.message) for entry in entries)
-    return has_room(tx, size) or is_trusted(tx, project) or tx.limits.beyond("max_untrusted_projects")
+    return is_trusted(tx, project) or has_room(tx, size, project) or tx.limits.beyond("max_untrusted_projects")
 
 
 def weigh(tx: Tx, project: int, size: int) -> None:

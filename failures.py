@@ -70,7 +70,9 @@ def room_for(tx: Tx, project: int, reason: str) -> bool:
     size = len(reason.encode())
     if budgets.used(tx, "reasons") + size > budgets.MIB * tx.settings.max_reasons:
         return tx.limits.beyond("max_reasons")
-    return budgets.has_room(tx, size) or budgets.is_trusted(tx, project) or tx.limits.beyond("max_untrusted_projects")
+    if budgets.is_trusted(tx, project) or budgets.has_room(tx, size, project):
+        return True
+    return tx.limits.beyond("max_untrusted_projects")
 
 
 def join(tx: Tx, project: int, pattern: str) -> int:

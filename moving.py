@@ -546,11 +546,12 @@ def hold(tx: Tx, operation: int, size: int, weight: int = 0) -> None:
 
     A trigger gives back what an import held that was not accepted.
     """
-    wanted = tx.one("SELECT wanted FROM operation WHERE id = ?", (operation,))["wanted"]
-    coming = msgspec.json.decode(wanted, type=Coming)
+    row = tx.one("SELECT wanted, manager FROM operation WHERE id = ?", (operation,))
+    coming = msgspec.json.decode(row["wanted"], type=Coming)
     if coming.trusted:
         return
-    budgets.check_room(tx, max(size, budgets.PROJECT_SIZE + weight - coming.size))
+    more = max(size, budgets.PROJECT_SIZE + weight - coming.size)
+    budgets.check_room(tx, more, maker=row["manager"])
     coming.size += size
     tx.execute("UPDATE operation SET wanted = ? WHERE id = ?", (encode(coming).decode(), operation))
     tx.execute("UPDATE budget SET used = used + ? WHERE name = 'projects'", (size,))

@@ -131,7 +131,7 @@ class Settings(shapes.Shape, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     max_untrusted_projects: Annotated[
         shapes.Count,
         "Most that all projects hold together that managers made whom no tracker admin trusts, in MiB, with 4 MiB for"
-        " each.",
+        " each; the last quarter is for addresses whose managers' projects are no larger together.",
     ] = 1024
     public_logs: Annotated[
         bool,

@@ -1188,7 +1188,7 @@ def submit_task(tx: Tx, credentials: WorkerCredentials, task: NewTask) -> None:
     """Adds a task to its project's queue. 409 when a live task of the project has its hash."""
     project = submitter(tx, credentials, task.project)
     if not project.trusted:
-        budgets.check_room(tx, budgets.task_weight(task.recipe, task.verification_count))
+        budgets.check_room(tx, budgets.task_weight(task.recipe, task.verification_count), project.id)
     if not insert_task(tx, task, project.keep_hashes, project.trusted):
         raise TrackerError("conflict", "There is a task with this hash64 or unique_string already")
     charge_submit(tx, project, 1)
@@ -1265,7 +1265,8 @@ def submit_tasks(tx: Tx, credentials: WorkerCredentials, tasks: list[NewTask]) -
     """A bulk submit small enough for one transaction. Existing duplicates are skipped, the rest is stored."""
     project = submitter(tx, credentials, tasks[0].project)
     if not project.trusted:
-        budgets.check_room(tx, sum(budgets.task_weight(task.recipe, task.verification_count) for task in tasks))
+        weights = [budgets.task_weight(task.recipe, task.verification_count) for task in tasks]
+        budgets.check_room(tx, sum(weights), project.id)
     stored = insert_tasks(tx, tasks, project.id, project.keep_hashes, project.trusted)
     charge_submit(tx, project, len(tasks))
     return shapes.BulkSubmitted(stored, len(tasks) - stored)
@@ -2703,7 +2704,7 @@ def renew_lease(tx: Tx, job: sqlite3.Row) -> None:
 
 def release_job(tx: Tx, task: Held, worker: int, body: shapes.ReleaseBody, report: Report) -> bool:
     """What a release does to a task that has a job: as to others, but a failed one does not stay in the queue."""
-    if not task.trusted and not budgets.has_room(tx, budgets.text_size(report)):
+    if not task.trusted and not budgets.has_room(tx, budgets.text_size(report), task.project):
         tx.limits.beyond("max_untrusted_projects")
         report = report._replace(result=None, output=None)
     tx.execute(

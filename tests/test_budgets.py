@@ -698,7 +698,7 @@ class House:
 
 @pytest.fixture
 def house(make_site: Callable[..., Site]) -> House:
-    return House(make_site(max_untrusted_projects=6))
+    return House(make_site(max_untrusted_projects=8))  # of which one address has six
 
 
 def check_refused(answer: httpx.Response) -> None:
@@ -806,6 +806,40 @@ def test_what_is_kept_of_workers_counts_when_their_access_is_withdrawn(house: Ho
         worker.released(worker.assigned(house.project)["id"])
         house.owner.post(f"/project/reject_request/{house.project}/{worker.id}")
     assert house.size == before + 3 * budgets.ACCESS_SIZE
+
+
+@contextlib.contextmanager
+def behind(site: Site, name: str, address: str) -> Iterator[httpx.Client]:
+    """A manager who has registered from there."""
+    with client(site.url, headers={"X-Forwarded-For": address}) as http:
+        assert http.post("/register", json={"username": name, "password": "password"}).status_code == 200
+        yield http
+
+
+def create_until_refused(http: httpx.Client, name: str) -> int:
+    """How many projects there could be."""
+    for number in range(10):
+        if http.post("/project/create", json={"name": f"{name} {number}"}).status_code != 200:
+            return number
+    raise AssertionError("it is never full")
+
+
+def test_one_address_leaves_others_room_under_whatever_names_it_makes_projects(make_site: Callable[..., Site]) -> None:
+    site = make_site(max_untrusted_projects=32)
+    with behind(site, "one", "203.0.113.1") as one, behind(site, "two", "203.0.113.1") as two:
+        assert (create_until_refused(one, "one"), create_until_refused(two, "two")) == (6, 0)
+        check_refused(two.post("/project/create", json={"name": "last"}))
+    with behind(site, "other", "203.0.113.2") as other:
+        assert create_until_refused(other, "other") == 2
+
+
+def test_one_address_leaves_others_room_with_whatever_it_fills_its_project(make_site: Callable[..., Site]) -> None:
+    house = House(make_site(max_untrusted_projects=24))
+    sizes = [2_000_000] * 6 + [1_000_000] * 10
+    answers = [house.worker.submit(house.project, "x" * size).status_code for size in sizes]
+    assert set(answers) == {200, 503} and 17 * MIB < house.total <= 18 * MIB
+    with behind(house.site, "other", "203.0.113.2") as other:
+        assert create_until_refused(other, "other") == 1
 
 
 def test_an_admins_projects_have_no_such_budget(house: House) -> None:

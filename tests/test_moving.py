@@ -488,7 +488,7 @@ def test_what_was_staged_and_not_accepted_is_gone_at_the_next_start(
 
 
 def test_an_import_of_a_stranger_counts_for_the_budget(make_site: Callable[..., Site]) -> None:
-    site = make_site(max_untrusted_projects=5)
+    site = make_site(max_untrusted_projects=7)
     stranger = site.create_manager()
     new = imported(stranger, sealed(HEADER, BARE, *[TASK] * 300, {"type": "hashes", "hashes": [1, 2]}))
     assert site.read("SELECT trusted FROM project WHERE id = ?", new) == [(0,)]
