@@ -317,7 +317,7 @@ def forget_requests(tx: Tx, after: int) -> int | None:
 # Workers and managers that nobody knows
 
 SILENCE = 3600  # seconds after which a worker is forgotten that never did anything
-LONG_SILENCE = 30 * 86400  # and one of whom only projects know that no admin trusts; a manager; a request
+LONG_SILENCE = 30 * 86400  # and one that no project needs that an admin trusts; a manager; a request
 LOOKED_AT = 100  # in one step: each of them may have access to many projects
 FORGET = {
     "workers": """
@@ -330,7 +330,7 @@ FORGET = {
                 AND NOT EXISTS (SELECT 1 FROM worker_access a JOIN project p ON p.id = a.project
                     WHERE a.worker = w.id AND NOT a.request AND p.trusted)
                 AND NOT EXISTS (SELECT 1 FROM tally t LEFT JOIN project p ON p.id = t.project
-                    WHERE t.worker = w.id AND (t.held_task_count > 0 OR p.trusted))
+                    WHERE t.worker = w.id AND (t.held_task_count > 0 OR p.trusted AND t.closed_task_count > 0))
                 AND id NOT IN (SELECT value FROM json_each(:needed)))
     """,
     "managers": """

@@ -116,7 +116,8 @@ class Settings(shapes.Shape, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     max_workers: Annotated[
         shapes.Count,
         "Most workers. Beyond half of them, those that never had a task or asked for access are forgotten after an"
-        " hour's silence, and after 30 days' those whom only projects know that no tracker admin trusts.",
+        " hour's silence, and after 30 days' those that have closed nothing and have no access but in projects"
+        " that no tracker admin trusts.",
     ] = 100_000
     max_managers: Annotated[
         shapes.Count,

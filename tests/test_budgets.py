@@ -23,7 +23,7 @@ import limits
 import tracker
 from database import UPGRADES
 from limits import LARGEST_FLOOR
-from tracker import FAIL, OK, shapes
+from tracker import FAIL, OK, SKIP, shapes
 from writer import Committer, Write
 
 MIB = 2**20
@@ -476,6 +476,22 @@ def test_workers_whom_only_projects_know_that_nobody_trusts_are_forgotten_after_
     kept = [queue.worker.id, trusted.id, held.id, recent.id]
     assert queue.values("SELECT id FROM worker ORDER BY id") == [(worker,) for worker in kept]
     assert queue.values("SELECT COUNT(*) FROM worker_access WHERE worker IN (?, ?)", asking.id, worked.id) == [(0,)]
+    check_budgets(queue.connection)
+
+
+def test_a_worker_that_has_closed_nothing_of_a_public_project_is_forgotten_after_a_long_silence() -> None:
+    queue = Open(max_workers=4)
+    queue.connection.execute("UPDATE project SET public = 1")
+    gave_back, closed = queue.stranger(), queue.stranger()
+    for worker, result in (gave_back, SKIP), (closed, OK):
+        queue.submit()
+        queue.release(queue.assign(worker), result, worker=worker)
+    queue.clock.now += budgets.LONG_SILENCE - 1
+    forget(queue, tracker.forget_workers)
+    assert queue.values("SELECT COUNT(*) FROM worker") == [(3,)]
+    queue.clock.now += 2
+    forget(queue, tracker.forget_workers)
+    assert queue.values("SELECT id FROM worker ORDER BY id") == [(queue.worker.id,), (closed.id,)]
     check_budgets(queue.connection)
 
 
