@@ -481,14 +481,28 @@ def part_of(rows: Iterable[sqlite3.Row], shown: Callable[[sqlite3.Row], Any], pl
     return part
 
 
+MOST_LISTED_MOTD = 1000  # characters: strangers' projects must not make everybody's list longer than a client reads
+
+
+def project_listed(tx: Tx, caller: Caller, row: sqlite3.Row) -> Project:
+    """A project as a list of all shows it."""
+    shown = project_shown(tx, caller, row)
+    if not (row["trusted"] or row["role"]) and len(shown.motd) > MOST_LISTED_MOTD:
+        shown.motd = shown.motd[: MOST_LISTED_MOTD - 1] + "…"
+    return shown
+
+
 def list_projects(tx: Tx, caller: Caller, query: shapes.ProjectsQuery, *, after: str = "") -> list[Project]:
-    """Every project that the caller may see, by name: hidden ones only with READ. Archived ones are a list apart."""
+    """Every project that the caller may see, by name: hidden ones only with READ. Archived ones are a list apart.
+
+    Who has no role in one that no tracker admin trusts sees 1,000 characters of its `motd`.
+    """
     rows = tx.execute(
-        "SELECT p.* FROM project p LEFT JOIN manager_role r ON r.project = p.id AND r.manager = :manager"
+        "SELECT p.*, r.role FROM project p LEFT JOIN manager_role r ON r.project = p.id AND r.manager = :manager"
         " WHERE (NOT p.hidden OR :admin OR r.role & 1) AND p.name > :after AND p.archived = :archived ORDER BY p.name",
         {**caller.as_values, "after": after, "archived": query.archived},
     )
-    return part_of(rows, functools.partial(project_shown, tx, caller), lambda row: row["name"])
+    return part_of(rows, functools.partial(project_listed, tx, caller), lambda row: row["name"])
 
 
 @needs(LOGIN, acts=True)

@@ -858,6 +858,17 @@ def test_one_address_leaves_others_room_with_whatever_it_fills_its_project(make_
         assert create_until_refused(other, "other") == 1
 
 
+def test_a_stranger_makes_nobodys_list_of_projects_long(house: House) -> None:
+    motd = "\1" * 100_000  # six bytes for each, as JSON
+    known = house.site.admin.create_project(motd=motd)
+    assert house.owner.post(f"/project/update/{house.project}", {"motd": motd}).status_code == 200
+    listed = house.site.guest.get("/project/list").json()["content"]["projects"]
+    motds = {one["id"]: one["motd"] for one in listed}
+    assert motds == {known: motd, house.project: motd[: tracker.MOST_LISTED_MOTD - 1] + "…"}
+    own = house.owner.http.get("/project/list").json()["content"]["projects"]
+    assert {one["motd"] for one in own} == {motd}  # who changes it may send all of it back
+
+
 def test_an_admins_projects_have_no_such_budget(house: House) -> None:
     house.fill()
     project = house.site.admin.create_project()
