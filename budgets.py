@@ -210,10 +210,27 @@ def make_room_for_operation(tx: Tx, project: int) -> None:
         tx.execute(f"DELETE FROM operation WHERE id = ({oldest})", (project,))
 
 
-def room_for_job_lines(tx: Tx, project: int, entries: Sequence[TaskEntry]) -> bool:
-    """Whether the lines of a job's log fit into its project, which may be trusted."""
+def room_for_job_lines(tx: Tx, project: int, entries: Sequence[TaskEntry], worker: int, source: str) -> bool:
+    """Whether the lines of a job's log fit into its project, which may be trusted; too many of a stranger's do not."""
     size = sum(line_size(entry.scope, entry.message) for entry in entries)
+    try:
+        check_stranger(tx, worker, source, project, size)
+    except TrackerError:
+        return False
     return is_trusted(tx, project) or has_room(tx, size, project) or tx.limits.beyond("max_untrusted_projects")
+
+
+SMALL_RESULT = 4096  # bytes, which anybody may bring at the end of a job
+
+
+def check_stranger(tx: Tx, worker: int, source: str, project: int, size: int) -> None:
+    """Refuses (429) more bytes of jobs than workers without access may bring from an address (none: this machine).
+
+    Else one that makes jobs by a template that needs no key, and does them itself, fills the disk.
+    """
+    granted = "SELECT 1 FROM worker_access WHERE worker = ? AND project = ? AND role_assign AND NOT request"
+    if source and not tx.one(granted, (worker, project)):
+        tx.limits.bring_as_stranger(source, size)
 
 
 def weigh(tx: Tx, project: int, size: int) -> None:

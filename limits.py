@@ -25,6 +25,7 @@ log = logging.getLogger("tracker")
 MIB = 2**20
 MOST_SOURCES = 20_000  # workers or addresses that a Rate remembers
 LOG_BURST = 60.0  # seconds whose log lines may come at once
+JOB_BURST = 300.0  # and what strangers bring of jobs
 HOUR = 3600.0
 SITE = 8  # times what an address may do, may those of one /48 of IPv6 together
 LARGEST_FLOOR = 20  # the floor of free disk is at most one part in so many of the disk
@@ -224,6 +225,7 @@ class Limits:
         self.keyless = AddressRate(settings.keyless_rate / HOUR, HOUR, time)
         self.worker_logs = Rate(1024 * settings.worker_log_rate, LOG_BURST, time)
         self.address_logs = AddressRate(1024 * settings.address_log_rate, LOG_BURST, time)
+        self.stranger_jobs = AddressRate(1024 * settings.stranger_job_rate, JOB_BURST, time)
         self.rota = Rota()
         self.heard = Heard(time, settings.max_wait)
         self.free_disk: int | None = None  # bytes, when it was last looked at
@@ -240,13 +242,13 @@ class Limits:
         """Somebody at this address wants a job that everybody may have. 429 when too many were made from there."""
         self._pass(self.keyless, "keyless_rate", "jobs without a key", source)
 
-    def _pass(self, rate: AddressRate, setting: str, what: str, source: str) -> None:
-        """One more from this address; from this machine as many as it likes."""
+    def _pass(self, rate: AddressRate, setting: str, what: str, source: str, amount: float = 1.0) -> None:
+        """So much more from this address; from this machine as much as it likes."""
         if source:
-            if delay := rate.delay(source):
+            if delay := rate.delay(source, amount):
                 problem = f"Too many {what} from your address; please wait"
                 raise self.refusal(setting, problem, "too_fast", delay)
-            rate.take(source)
+            rate.take(source, amount)
 
     def passes_line(self, worker: int, source: str, size: int) -> bool:
         """Whether a log line of so many bytes is to be kept; else it is counted as one that was not."""
@@ -260,6 +262,10 @@ class Limits:
         if source:
             self.address_logs.take(source, size)
         return True
+
+    def bring_as_stranger(self, source: str, size: int) -> None:
+        """A worker without access brings so many bytes of a job from this address. 429 when too much was brought."""
+        self._pass(self.stranger_jobs, "stranger_job_rate", "log lines and results of jobs", source, size)
 
     def drops_line(self) -> bool:
         """Whether log lines are dropped, and this one counted, because the disk is nearly full."""

@@ -193,6 +193,12 @@ class Settings(shapes.Shape, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         shapes.Seconds, "An ended job is deleted after this time, in seconds, unless its template says otherwise."
     ] = 2_592_000
     max_job_log: Annotated[shapes.Count, "Most log text that is kept of one job, in KiB."] = 16384
+    stranger_job_rate: Annotated[
+        shapes.Count,
+        "Lines, results and output of jobs that workers without access do in public projects and bring from one address"
+        " (IPv6: /64, and eight times as much of a /48), in KiB a second over five minutes, but for programs on the"
+        " tracker's own machine.",
+    ] = 64
     theeye_customer: Annotated[
         str,
         "The name of the one customer (organisation) that clients of theeye.io name.",

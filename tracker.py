@@ -1825,7 +1825,7 @@ def release_task(tx: Tx, credentials: WorkerCredentials, body: shapes.ReleaseBod
         close_tasks(tx, [task], credentials.id)
         return True
     if task.job is not None:
-        return release_job(tx, task, credentials.id, body, report)
+        return release_job(tx, task, credentials, body, report)
     if body.result == FAIL:
         return fail_task(tx, task, body.error, body.for_good)
     if body.result == SKIP:
@@ -2716,9 +2716,11 @@ def renew_lease(tx: Tx, job: sqlite3.Row) -> None:
         extend_lease(tx, task, tx.uptime + lease(job["timeout"]))
 
 
-def release_job(tx: Tx, task: Held, worker: int, body: shapes.ReleaseBody, report: Report) -> bool:
+def release_job(tx: Tx, task: Held, credentials: WorkerCredentials, body: shapes.ReleaseBody, report: Report) -> bool:
     """What a release does to a task that has a job: as to others, but a failed one does not stay in the queue."""
-    if not task.trusted and not budgets.has_room(tx, budgets.text_size(report), task.project):
+    if (size := budgets.text_size(report)) > budgets.SMALL_RESULT:
+        budgets.check_stranger(tx, credentials.id, credentials.source, task.project, size)
+    if not task.trusted and not budgets.has_room(tx, size, task.project):
         tx.limits.beyond("max_untrusted_projects")
         report = report._replace(result=None, output=None)
     tx.execute(
@@ -2743,7 +2745,7 @@ def release_job(tx: Tx, task: Held, worker: int, body: shapes.ReleaseBody, repor
         delete_tasks(tx, "id = :id", {"id": task.id})
         move_job(tx, task.job, "fail", f"released as done, but its result reports {report.state}", "error")
     else:
-        close_tasks(tx, [task], worker)
+        close_tasks(tx, [task], credentials.id)
         said = "released as failed, which does not count for its client" if forgiven else "released as done"
         move_job(tx, task.job, "close", said)
     return True
@@ -2866,7 +2868,7 @@ def log_to_task(tx: Tx, caller: Caller, body: shapes.TaskLogBody) -> shapes.Task
         return shapes.TaskLogged(True, sum(kept))
     job = tx.one("SELECT * FROM job WHERE id = ?", (held["job"],))
     seen = 0 if body.first is None else max(0, job["sent_count"] - body.first)
-    stored = add_job_lines(tx, job, worker, lines[seen:])
+    stored = add_job_lines(tx, job, worker, lines[seen:], caller.source)
     if body.first is not None:
         sent = max(job["sent_count"], body.first + len(body.entries))
         tx.execute("UPDATE job SET sent_count = ? WHERE id = ?", (sent, job["id"]))
@@ -2885,7 +2887,8 @@ def add_log_entry(tx: Tx, credentials: WorkerCredentials, level: str, body: shap
     entry = kept_line(shapes.TaskEntry(message, body.timestamp, level, body.scope))
     held, stored = None if body.task_id is None else held_task(tx, credentials.id, body.task_id), 0
     if held and held["job"] is not None:
-        stored += add_job_lines(tx, tx.one("SELECT * FROM job WHERE id = ?", (held["job"],)), credentials.id, [entry])
+        job = tx.one("SELECT * FROM job WHERE id = ?", (held["job"],))
+        stored += add_job_lines(tx, job, credentials.id, [entry], credentials.source)
     if LEVELS[level] <= LEVELS[tx.settings.log_level]:
         task, project = (held["id"], held["project"]) if held else (None, only_project(tx, credentials.id))
         stored += store_log_entry(tx, credentials.id, credentials.source, entry, task, project)
@@ -2896,9 +2899,18 @@ LINE_SIZE = 32  # characters that a line counts besides its text: empty ones tak
 INSERT_LINE = "INSERT INTO job_line (job, number, time, level, scope, message, worker) VALUES (?, ?, ?, ?, ?, ?, ?)"
 
 
-def add_job_lines(tx: Tx, job: sqlite3.Row, worker: int, entries: Sequence[shapes.TaskEntry]) -> int:
-    """Adds a worker's lines to a job's log, whatever their level, until the log is full. How many were stored."""
-    if tx.limits.drops_line() or not budgets.room_for_job_lines(tx, job["project"], entries):
+def add_job_lines(
+    tx: Tx,
+    job: sqlite3.Row,
+    worker: int,
+    entries: Sequence[shapes.TaskEntry],
+    source: str = "",
+) -> int:
+    """Adds a worker's lines to a job's log, whatever their level, until the log is full. How many were stored.
+
+    `source`: the address from which they come, where the worker may be one that nobody has granted access.
+    """
+    if tx.limits.drops_line() or not budgets.room_for_job_lines(tx, job["project"], entries, worker, source):
         return 0
     most, size, number, warned = 1024 * tx.settings.max_job_log, job["log_size"], job["line_count"], job["warned"]
     for entry in entries:
@@ -5070,9 +5082,15 @@ def release_one(call: Call, body: bytes) -> Steps:
     `updated` tells whether that changed the task. It is false for a result that still needs another worker's
     verification, and when the worker does not hold the task (any more): then nothing changes.
     """
-    updated = yield release_task, call.worker(), decode(body, shapes.ReleaseBody)
+    updated = yield release_task, bringer(call, body), decode(body, shapes.ReleaseBody)
     message = None if updated else "Not held by you, or not verified by enough workers yet"
     return Reply({"updated": updated}, message=message, in_vain=not updated)
+
+
+def bringer(call: Call, body: bytes) -> WorkerCredentials:
+    """The worker that calls, with the address to which what it brings counts, if that is much."""
+    worker = call.worker()
+    return worker._replace(source=call.waits_at) if len(body) > budgets.SMALL_RESULT else worker
 
 
 EXTENDED = [shapes.Extended, {"extensions": list[shapes.Extended]}]
@@ -5108,7 +5126,7 @@ def bulk_release(call: Call, body: bytes) -> Steps:
     `updated` tells of each one, in their order, whether that closed, failed or skipped it; false for one that the
     worker does not hold (any more) or that is unknown, which keeps none of the others from being released.
     """
-    credentials, most = call.worker(), call.tracker.settings.max_count
+    credentials, most = bringer(call, body), call.tracker.settings.max_count
     kind = shapes.BulkReleaseBody
     releases = (decode(body, kind) if len(body) <= FEW_BYTES else (yield decoded(body, decode, kind))).releases
     if len(releases) > most:

@@ -350,6 +350,57 @@ def test_a_template_without_a_key_is_no_way_to_fill_the_disk(make_site: Callable
     assert [trigger_keyless(site, "", "x" * 70_000) for _ in range(4)] == [200] * 4  # programs on this machine
 
 
+@pytest.fixture
+def stranger(make_site: Callable[..., Site]) -> Worker:
+    """A worker that nobody knows, elsewhere, which holds task 1, a job's; from there come 300 KiB at once at most."""
+    site = make_site(stranger_job_rate=1)
+    project = site.admin.create_project(public=True)
+    template = {"project": project, "name": "open", "recipe": "{v}", "api": True, "variables": [{"name": "v"}]}
+    assert site.admin.post("/template/create", template).status_code == 200
+    assert trigger_keyless(site, "203.0.113.9") == 200
+    worker = site.create_worker()
+    worker.http.headers["X-Forwarded-For"] = "203.0.113.9"
+    assert worker.assigned(project)["id"] == 1
+    worker.site = site
+    return worker
+
+
+def stored_lines(worker: Worker) -> int:
+    """How many of ten lines of 60 KB that are logged to the job are stored."""
+    body = {"task_id": 1, "entries": [{"message": "x" * 60_000, "timestamp": 1}]}
+    return sum(worker.http.post("/task/log", json=body).json()["content"]["stored"] for _ in range(10))
+
+
+def test_strangers_do_not_fill_the_disk_with_the_logs_of_jobs(stranger: Worker) -> None:
+    assert stored_lines(stranger) == 5
+    stranger.site.clock.pass_time(600)
+    assert [stranger.log("error", "x" * 60_000, task_id=1).status_code for _ in range(10)] == [204] * 10
+    assert stranger.site.read("SELECT COUNT(*) FROM job_line WHERE message LIKE 'xxx%'") == [(10,)]
+
+
+def test_strangers_do_not_fill_the_disk_with_results_of_jobs_which_wait(stranger: Worker) -> None:
+    assert stored_lines(stranger) == 5
+    refused = stranger.release(1, output="x" * 20_000)
+    assert (
+        refused.status_code == 429 and int(refused.headers["Retry-After"]) > 0 and "stranger_job_rate" in refused.text
+    )
+    stranger.site.clock.pass_time(600)
+    assert stranger.released(1, output="x" * 20_000)
+
+
+def test_a_small_result_of_a_stranger_does_not_wait(stranger: Worker) -> None:
+    assert stored_lines(stranger) == 5 and stranger.released(1, output="done")
+
+
+@pytest.mark.parametrize("known", ["by access", "on this machine"])
+def test_who_has_access_or_is_on_this_machine_brings_what_a_job_may_have(stranger: Worker, known: str) -> None:
+    if known == "by access":
+        stranger.site.admin.grant(stranger, 1)
+    else:
+        del stranger.http.headers["X-Forwarded-For"]
+    assert stored_lines(stranger) == 10 and stranger.released(1, output="x" * 100_000)
+
+
 def create(site: Site, address: str, path: str = "/worker/create", body: Any = None) -> httpx.Response:
     body = body or {"alias": "w"}
     return httpx.post(f"{site.url}{path}", json=body, headers={"X-Forwarded-For": address} if address else {})
