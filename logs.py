@@ -73,9 +73,9 @@ def query_logs(tx: Tx, caller: Caller, body: shapes.LogsQuery) -> list[shapes.Lo
     if body.level is None and body.max_level is None:
         raise TrackerError("invalid", "is required", "level")
     levels = [body.level] if body.level else range(1, 1 + (body.max_level or 0))
-    before = (
-        tx.one("SELECT time, id FROM log_entry WHERE id = ?", (body.before,)) if body.before else (INT64_MAX, INT64_MAX)
-    )
+    # Where a line stands that the caller may not read tells when it was logged.
+    place = f"SELECT time, id FROM log_entry WHERE id = :before AND {READABLE_LINES}"
+    before = tx.one(place, {**reader, "before": body.before}) if body.before else (INT64_MAX, INT64_MAX)
     if before is None:
         raise TrackerError("not_found", f"no log entry {body.before}", "before")
     bounds = {"since": body.since or 0, "time": before[0], "id": before[1], "limit": body.limit}

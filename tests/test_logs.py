@@ -145,6 +145,16 @@ def test_a_manager_reads_the_lines_of_the_projects_that_it_may_read(site: Site) 
     assert len(read_by(manager.http, limit=1)) == 1
 
 
+def test_no_page_of_the_log_begins_at_a_line_that_one_may_not_read(site: Site) -> None:
+    lines_of_each_kind(site)
+    stranger = site.create_manager()
+    [(unread,)] = site.read("SELECT id FROM log_entry WHERE message = 'hidden'")
+    refusals = [stranger.get("/logs", max_level=7, before=line) for line in (unread, 986_123)]
+    assert [one.status_code for one in refusals] == [404, 404]
+    assert refusals[0].text.replace(str(unread), "N") == refusals[1].text.replace("986123", "N")
+    assert site.admin.get("/logs", max_level=7, before=unread).status_code == 200
+
+
 def test_public_logs_tell_nothing_of_hidden_projects(make_site: Callable[..., Site]) -> None:
     site = make_site(public_logs=True)
     lines_of_each_kind(site)
