@@ -385,8 +385,9 @@ class PasswordForm(Shape):
     new_password: NewPassword
 
 
-class RoleBody(Shape):
-    manager: Annotated[Id, "The manager's number."]
+class RoleBody(Shape, kw_only=True):
+    manager: Annotated[Id | UnsetType, "The manager's number, of one that the caller may see."] = UNSET
+    username: Annotated[ShortText | UnsetType, "Its exact name, in place of its number: of any.", "bob"] = UNSET
     role: Annotated[
         int,
         "Sum of READ 1 (see a hidden project), EDIT 2 (change it), MANAGE_ACCESS 4 (grant access and roles), SECRET 8"

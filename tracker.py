@@ -954,14 +954,19 @@ def end_sessions(tx: Tx, caller: Caller, body: shapes.SessionsForm) -> int:
 )
 def list_managers(tx: Tx, caller: Caller, *, after: int = 0) -> list[Manager]:
     """The managers, in the order of registration: all of them for those who may grant roles in others' projects."""
-    grants = (
-        "SELECT 1 FROM manager_role r JOIN project p ON p.id = r.project"
-        " WHERE r.manager = :manager AND r.role & 4 AND p.creator IS NOT r.manager AND p.trusted"
-    )
-    if not (caller.manager.tracker_admin or tx.one(grants, caller.as_values)):
+    if not sees_managers(tx, caller):
         return [caller.manager]
     rows = tx.execute("SELECT * FROM manager WHERE id > ? ORDER BY id", (after,))
     return part_of(rows, lambda row: shaped(Manager, row), lambda row: row["id"])
+
+
+def sees_managers(tx: Tx, caller: Caller) -> bool:
+    """Whether the manager that calls may see all others."""
+    grants = (
+        "SELECT 1 FROM manager_role r JOIN project p ON p.id = r.project"
+        " WHERE r.manager = ? AND r.role & 4 AND p.creator IS NOT r.manager AND p.trusted"
+    )
+    return caller.manager.tracker_admin or tx.one(grants, (caller.manager.id,)) is not None
 
 
 @needs(LOGIN, of=PROJECT, says="A manager with the role MANAGE_ACCESS in the project: others see themselves.")
@@ -981,31 +986,50 @@ def set_role(tx: Tx, caller: Caller, project: sqlite3.Row, body: shapes.RoleBody
 
     Nobody but a tracker admin takes any from who made the project. Role 0 takes all away.
     """
-    if not tx.one("SELECT 1 FROM manager WHERE id = ?", (body.manager,)):
-        raise TrackerError("not_found", f"no manager {body.manager}", "manager")
-    row = tx.one("SELECT role FROM manager_role WHERE project = ? AND manager = ?", (project["id"], body.manager))
+    manager = grantee(tx, caller, project["id"], body)
+    row = tx.one("SELECT role FROM manager_role WHERE project = ? AND manager = ?", (project["id"], manager))
     had = row["role"] if row else 0
     if beyond := (body.role ^ had) & ~caller.role(project["id"]):
         names = ", ".join(name for bit, name in ROLE_NAMES.items() if bit & beyond)
         raise TrackerError("forbidden", f"you have no {names} role in project {project['id']} to give or take", "role")
-    maker = project["creator"] == body.manager != caller.manager.id
+    maker = project["creator"] == manager != caller.manager.id
     if maker and had & ~body.role and not caller.manager.tracker_admin:
         raise TrackerError("forbidden", "only a tracker admin takes roles from who made the project", "role")
     if body.role:
-        values = (project["id"], body.manager, body.role)
-        tx.execute("INSERT OR REPLACE INTO manager_role VALUES (?, ?, ?)", values)
+        tx.execute("INSERT OR REPLACE INTO manager_role VALUES (?, ?, ?)", (project["id"], manager, body.role))
     else:
-        tx.execute("DELETE FROM manager_role WHERE project = ? AND manager = ?", (project["id"], body.manager))
+        tx.execute("DELETE FROM manager_role WHERE project = ? AND manager = ?", (project["id"], manager))
+
+
+def grantee(tx: Tx, caller: Caller, project: int, body: shapes.RoleBody) -> int:
+    """The manager that is to have the roles: by its exact name, or by its number if the caller sees it.
+
+    Else whoever makes a project could give everybody a role in it, number by number, and read all their names there.
+    """
+    named, number = body.username is not UNSET, None if body.manager is UNSET else body.manager
+    if named:
+        which = "username = :username AND ifnull(:id, id) = id"
+        missing = TrackerError("not_found", f"there is no manager named {body.username!r}", "username")
+    elif number is None:
+        raise TrackerError("invalid", "is required, or `username`", "manager")
+    else:
+        here = "SELECT 1 FROM manager_role WHERE manager = id AND project = :project"
+        which = f"id = :id AND (:all OR id = :manager OR EXISTS ({here}))"
+        problem = f"no manager {number}, or none that you see: say its `username`"
+        missing = TrackerError("not_found", problem, "manager")
+    values = {"id": number, "username": body.username.strip() if named else "", "project": project}
+    values |= {**caller.as_values, "all": named or sees_managers(tx, caller)}
+    row = tx.one(f"SELECT id FROM manager WHERE {which}", values)
+    if row is None:
+        raise missing
+    return row["id"]
 
 
 @needs(MANAGE_ACCESS)
 def set_named_role(tx: Tx, caller: Caller, project: sqlite3.Row, body: shapes.RoleForm) -> None:
     """Gives a manager exactly these roles."""
-    row = tx.one("SELECT id FROM manager WHERE username = ?", (body.username.strip(),))
     role = sum(bit for bit, name in ROLE_NAMES.items() if getattr(body, name.lower()))
-    if row is None:
-        raise TrackerError("not_found", f"there is no manager named {body.username!r}", "username")
-    set_role(tx, caller, project, shapes.RoleBody(row["id"], role))
+    set_role(tx, caller, project, shapes.RoleBody(username=body.username, role=role))
 
 
 def make_admin(tx: Tx, username: str, password_hash: str, reset: bool) -> None:

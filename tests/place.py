@@ -160,7 +160,7 @@ class Queue(Memory):
     def create_manager(self, username: str, role: int = 0) -> bytes:
         """The session of a manager with this role in the project."""
         manager, session = self.do(tracker.register_manager, username, "unused")
-        body = shapes.RoleBody(manager.id, role)
+        body = shapes.RoleBody(manager=manager.id, role=role)
         self.do(tracker.set_role, self.session, self.project, body)
         return session
 
@@ -700,7 +700,7 @@ OPERATIONS: dict[str, Callable[[Place], Operation]] = {
     "finish a login": lambda p: (tracker.accept_login, (p.manager, "other", "127.0.0.1")),
     "log out": lambda p: (tracker.end_session, (p.session,)),
     "promote": lambda p: (tracker.promote_manager, (p.session, p.manager)),
-    "set a role": lambda p: (tracker.set_role, (p.session, p.first, shapes.RoleBody(p.manager, 3))),
+    "set a role": lambda p: (tracker.set_role, (p.session, p.first, shapes.RoleBody(manager=p.manager, role=3))),
     "set the role of a named manager": lambda p: (
         tracker.set_named_role,
         (p.session, p.first, shapes.RoleForm("other", read=True)),

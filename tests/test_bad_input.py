@@ -212,7 +212,7 @@ class House:
         repository = {"full_name": "owner/house"}
         push = {"ref": "refs/heads/main", "after": "c0ffee", "deleted": False, "repository": repository}
         newcomer = {"username": "newcomer", "password": "password"}
-        role = {"manager": self.other.id, "role": 3}
+        role = {"manager": self.other.id, "username": "other", "role": 3}
         return {
             **self.job_examples(project),
             ("GET", "/task/get/{project}"): Example(self.as_worker, project, query={"wait": 0.01, "count": 2}),

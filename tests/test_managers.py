@@ -412,6 +412,21 @@ def test_nobody_gives_roles_that_it_has_not_itself(site: Site) -> None:
     assert manager.set_role(project, manager, ALL_ROLES).status_code == 403
 
 
+def test_a_number_is_the_same_as_none_to_who_does_not_see_the_manager(site: Site) -> None:
+    stranger, other, friend = site.create_manager(), site.create_manager(), site.create_manager("friend")
+    project = stranger.create_project()
+
+    def give(by: Manager, **body: Any) -> tuple[int, str]:
+        answer = by.post(f"/manager/set_role_for_project/{project}", {"role": READ, **body})
+        return answer.status_code, answer.text
+
+    there, nobody = give(stranger, manager=other.id), give(stranger, manager=986_123)
+    assert (there[0], there[1].replace(str(other.id), "N")) == (404, nobody[1].replace("986123", "N"))
+    assert give(stranger, username="friend")[0] == give(stranger, manager=friend.id)[0] == 200  # it sees it now
+    assert [give(stranger)[0], give(stranger, manager=other.id, username="friend")[0]] == [400, 404]
+    assert give(stranger, manager=stranger.id)[0] == give(site.admin, manager=other.id)[0] == 200
+
+
 def role_of(site: Site, project: int, manager: Manager) -> int:
     listed = site.admin.get(f"/manager/list_for_project/{project}").json()["content"]["managers"]
     return next((one["role"] for one in listed if one["manager"]["id"] == manager.id), 0)
