@@ -355,11 +355,14 @@ def alias_of(tx: Tx, worker: int | None) -> str | None:
     return row and row["alias"]
 
 
+RESERVED_LOOK = names.look("unassigned")
+
+
 def clean_alias(tx: Tx, alias: str) -> str:
     """The alias to store. `unassigned` is reserved: statistics of assignees use it for tasks that nobody holds."""
     alias = names.seen(alias).strip()
     alias = alias if names.look(alias) else tx.settings.default_alias
-    if names.look(alias) == names.look("unassigned"):
+    if names.look(alias) == RESERVED_LOOK:
         raise TrackerError("invalid", "'unassigned' is reserved", "alias")
     return alias
 
@@ -379,8 +382,13 @@ create_worker.registers = True  # an address may make so many of them in an hour
 
 
 def insert_worker(tx: Tx, alias: str) -> tuple[int, str]:
-    """Stores a worker, whoever wants it. Its id, and its secret, which is stored nowhere."""
-    alias, secret = names.seen(alias) or tx.settings.default_alias, new_secret()
+    """Stores a worker, whoever wants it. Its id, and its secret, which is stored nowhere.
+
+    An agent of another system cannot be refused for what it is called: it has the default alias instead.
+    """
+    alias, secret = names.seen(alias).strip(), new_secret()
+    if names.look(alias) in ("", RESERVED_LOOK):
+        alias = tx.settings.default_alias
     row = tx.one(
         "INSERT INTO worker (alias, secret_hash, created, last_seen) VALUES (?, ?, ?, ?) RETURNING id",
         (alias, digest(secret.encode()), tx.time, tx.time),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from conftest import Manager, Site, Worker, client
@@ -176,6 +177,17 @@ def test_an_alias_loses_what_nobody_sees(site: Site, given: str, kept: str) -> N
 def test_no_alias_looks_like_the_reserved_one(site: Site, alias: str) -> None:
     with client(site.url) as http:
         assert http.post("/worker/create", json={"alias": alias}).status_code == 400
+
+
+@pytest.mark.parametrize("name", ["unassigned", "Unass1gned", "\u3164", "\u200b"])
+def test_an_agent_with_the_reserved_name_or_one_that_nobody_sees_is_a_worker_with_the_default_alias(
+    site: Site, name: str
+) -> None:
+    with client(site.url) as http:
+        assert http.post("/v1/job", json={"job_queue": "q"}).status_code == 200
+        cookie = {"cookie": f"agent_name={quote(name)}"}
+        assert http.get("/v1/job?queue=q", headers=cookie).status_code == 200
+    assert site.read("SELECT alias FROM worker") == [(site.settings.default_alias,)]
 
 
 @given(st.text(max_size=30))
