@@ -55,6 +55,7 @@ import failures
 import forms
 import heard
 import moving
+import names
 import notices
 import openapi
 import packing
@@ -2496,10 +2497,18 @@ def jinja_environment() -> Environment:
         rate=lambda rate: "–" if rate is None else charts.rate_text(rate),
         bytes=bytes_in_words,
         has=lambda role, bit: bool(role & bit),
+        seen=names.seen,
+        poses=poses_as_tracker,
         json=lambda value: encode(value).decode(),
         values_of=lambda row, *names: tuple(row[name] for name in names),
     )
     return environment
+
+
+@functools.lru_cache(maxsize=1024)
+def poses_as_tracker(scope: str) -> bool:
+    """Whether the scope of a worker's line looks like that of the tracker's own lines in a job's log."""
+    return names.look(names.seen(scope)) == names.look("tracker")
 
 
 def moment(time_stamp: float) -> str:

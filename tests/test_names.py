@@ -6,6 +6,7 @@ import sqlite3
 from pathlib import Path
 from urllib.parse import quote
 
+import lxml.html
 import pytest
 from conftest import Manager, Site, Worker, client
 from hypothesis import given
@@ -194,6 +195,23 @@ def test_an_agent_with_the_reserved_name_or_one_that_nobody_sees_is_a_worker_wit
 def test_what_a_name_looks_like_looks_like_itself(name: str) -> None:
     assert names.look(names.look(name)) == names.look(name)
     assert names.seen(names.seen(name)) == names.seen(name)
+
+
+def test_a_workers_line_that_poses_as_the_trackers_is_marked_in_a_jobs_log(site: Site) -> None:
+    project = site.admin.create_project()
+    worker = site.create_worker(project)
+    made = site.admin.post("/template/create", {"project": project, "name": "t"}).json()["content"]
+    template = made["template"]["id"]
+    job = site.admin.post(f"/template/trigger/{template}", {}).json()["content"]["job"]["id"]
+    task = worker.assigned(project)["id"]
+    posing = ["tracker", " Tracker ", "tr\u0430cker", "track\u200ber", "\uff54racker", "\u202etracker"]
+    for scope in (*posing, "tracking"):
+        assert worker.log("info", "cancelled", scope=scope, task_id=task).status_code == 204
+    page = lxml.html.document_fromstring(site.admin.get(f"/ui/jobs/{job}").text)
+    lines = [line.text_content() for line in page.find_class("log")[0]]
+    said = [line for line in lines if line.endswith("cancelled")]
+    assert ["a worker says" in line for line in said] == [*[True] * len(posing), False]
+    assert not [line for line in lines if "a worker says" in line and line not in said]
 
 
 # ── Names that a stranger has taken ───────────────────────────────────────────────────────────────────────────────────
