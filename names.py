@@ -41,7 +41,7 @@ def look(name: str) -> str:
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
     if not folded.isascii():
         folded = "".join(unmarked(map(looks_like, unicodedata.normalize("NFD", folded)))).casefold()
-    return " ".join(folded.translate(ALIKE).replace("rn", "m").split())
+    return " ".join(folded.translate(ALIKE).replace("rn", "m").replace("vv", "w").split())
 
 
 def unmarked(characters: Iterable[str]) -> Iterator[str]:

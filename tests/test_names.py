@@ -68,6 +68,8 @@ def test_an_admin_has_no_double(site: Site, name: str) -> None:
         ("ad\u034fm\u3164in", "admin"),
         ("adm\ufe0fin\u20dd", "admin"),
         ("jane  doe", "jane\u00a0doe"),  # a page shows one blank
+        ("ovvner", "owner"),
+        ("adrnin", "admin"),
     ],
 )
 def test_what_looks_alike_is_one_name(name: str, other: str) -> None:
