@@ -31,7 +31,7 @@ import budgets
 import failures
 import shapes
 import tracker
-from callers import ALL_ROLES, EDIT, LOGIN, PROJECT, Caller, logged_in, needs
+from callers import ALL_ROLES, EDIT, LOGIN, PROJECT, READ, Caller, logged_in, needs
 from errors import TrackerError, convert, encode, refuse_many_parts, refuse_nul, shaped
 from lines import MOST_LINE_BYTES, numbered_lines
 from shapes import INT64_MAX
@@ -181,12 +181,14 @@ def read_head(tx: Tx, caller: Caller, project: int, secrets: bool) -> tuple[list
     row = whole_project(tx, caller, project)
     settings = {name: row[name] for name in ("name", *tracker.NEW_PROJECT) if name != "chain"}
     settings |= {name: bool(row[name]) for name in ("public", "hidden", "archived", "paused", "keep_hashes")}
-    chain = tx.one("SELECT name FROM project WHERE id = ?", (row["chain"],))
-    left_out = {"workflows": tx.one(f"SELECT COUNT(*) {FOREIGN_WORKFLOWS}", (row["id"],))[0]}
+    chain = tx.one("SELECT id, name, hidden FROM project WHERE id = ?", (row["chain"],))
+    named = chain and (not chain["hidden"] or caller.role(chain["id"]) & READ)  # of a hidden one others know the number
+    left_out = {"chain": int(bool(chain and not named))}
+    left_out |= {"workflows": tx.one(f"SELECT COUNT(*) {FOREIGN_WORKFLOWS}", (row["id"],))[0]}
     left_out |= {"edges": tx.one(f"SELECT COUNT(*) {FOREIGN_EDGES}", (row["id"],))[0]}
     made = Project(
         settings,
-        chain and chain["name"],
+        chain["name"] if named else None,
         row["closed_task_count"],
         left_out={what: count for what, count in left_out.items() if count},
     )

@@ -151,6 +151,16 @@ def test_settings_secrets_templates_and_the_chain_come_along(site: Site, other: 
     assert (whole["api"], whole["has_key"]) == (False, False)  # nobody triggers it without the key that it had
 
 
+def test_a_file_does_not_name_a_hidden_project_that_one_does_not_see(site: Site) -> None:
+    hidden, manager = site.admin.create_project("veiled", hidden=True), site.create_manager()
+    project = site.admin.create_project(chain=hidden)
+    site.admin.set_role(project, manager, tracker.ALL_ROLES)
+    told = [json.loads(exported(one, project).splitlines()[1]) for one in (site.admin, manager)]
+    assert [(one["chain"], one["left_out"]) for one in told] == [("veiled", {}), (None, {"chain": 1})]
+    site.admin.set_role(hidden, manager, tracker.READ)
+    assert json.loads(exported(manager, project).splitlines()[1])["chain"] == "veiled"
+
+
 def test_secrets_are_left_out_if_that_is_wanted(site: Site) -> None:
     project = site.admin.create_project()
     site.admin.post(f"/project/secret/{project}", {"secret": "classified"})
