@@ -313,3 +313,9 @@ def find_project(tx: Tx, project: int) -> sqlite3.Row:
     if row is None:
         raise PROJECT.missing(project)
     return row
+
+
+def sees_chain(tx: Tx, caller: Caller, project: Mapping[str, Any] | sqlite3.Row) -> bool:
+    """Whether the caller may know which project this one is (or was) chained to: its columns `id` and `chain`."""
+    target = project["chain"] and find_project_row(tx, project["chain"])
+    return not target or not target["hidden"] or bool(caller.role(target["id"]) or caller.role(project["id"]) & EDIT)

@@ -12,9 +12,11 @@ import sqlite3
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import msgspec
+
 import budgets
 import shapes
-from callers import ADMIN, READ, Caller, logged_in, needs
+from callers import ADMIN, READ, Caller, logged_in, needs, sees_chain
 from errors import TrackerError, encode, shaped
 from shapes import INT64_MAX
 from writer import Tx
@@ -117,14 +119,21 @@ ACTS = "SELECT * FROM act WHERE {of} AND id < ? ORDER BY id DESC LIMIT ?"
 @needs(READ)
 def list_acts(tx: Tx, caller: Caller, project: sqlite3.Row, query: shapes.ActsQuery) -> list[shapes.Act]:
     """What managers did in the project, the newest first."""
-    return acts_of(tx.all(ACTS.format(of="project = ?"), (project["id"], query.before, query.limit)))
+    return acts_of(tx, caller, tx.all(ACTS.format(of="project = ?"), (project["id"], query.before, query.limit)))
 
 
 @needs(ADMIN)
 def list_all_acts(tx: Tx, caller: Caller, query: shapes.ActsQuery) -> list[shapes.Act]:
     """What managers did in all projects, also in those that are gone, and to the tracker itself: the newest first."""
-    return acts_of(tx.all(ACTS.format(of="TRUE"), (query.before, query.limit)))
+    return acts_of(tx, caller, tx.all(ACTS.format(of="TRUE"), (query.before, query.limit)))
 
 
-def acts_of(rows: Iterable[sqlite3.Row]) -> list[shapes.Act]:
-    return [shaped(shapes.Act, row) for row in rows]
+def acts_of(tx: Tx, caller: Caller, rows: Iterable[sqlite3.Row]) -> list[shapes.Act]:
+    return [shaped(shapes.Act, row, details=act_details(tx, caller, row)) for row in rows]
+
+
+def act_details(tx: Tx, caller: Caller, act: sqlite3.Row) -> dict[str, Any]:
+    """With what it was done, as the caller may know it: to which hidden project one was chained is not for all."""
+    details = msgspec.json.decode(act["details"])
+    of = {"id": act["project"], "chain": details.get("chain")}
+    return details if sees_chain(tx, caller, of) else {**details, "chain": "…"}

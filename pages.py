@@ -66,7 +66,7 @@ import tracker
 import workers
 from database import SCHEMA_VERSION
 from errors import TrackerError
-from logs import LEVEL_NAMES, LEVELS, READABLE_LINES, log_reader
+from logs import LEVEL_NAMES, LEVELS, READABLE_LINES, act_details, log_reader
 from server import decoded
 from shapes import INT64_MAX, Id, JobState
 from tracker import ADMIN, EDIT, LOGIN, MAINTENANCE, MANAGE_ACCESS, READ, SECRET, SEES, Call, Caller, Tx, encode
@@ -2155,24 +2155,24 @@ def log_page(tx: Tx, caller: Caller, query: LogQuery) -> dict[str, Any]:
 ALL_ACTS = "SELECT a.*, p.name AS project_name FROM act a LEFT JOIN project p ON p.id = a.project WHERE"
 
 
-def act_rows(tx: Tx, where: str, values: dict[str, Any], query: shapes.ActsQuery) -> dict[str, Any]:
+def act_rows(tx: Tx, caller: Caller, where: str, values: dict[str, Any], query: shapes.ActsQuery) -> dict[str, Any]:
     """A page of what managers did, and where the next one goes on."""
     values |= {"before": query.before, "limit": PAGE_ROWS + 1}
     rows = tx.all(f"{ALL_ACTS} {where} AND a.id < :before ORDER BY a.id DESC LIMIT :limit", values)
     more = rows[PAGE_ROWS - 1]["id"] if len(rows) > PAGE_ROWS else None
-    return {"acts": [{**row, "details": msgspec.json.decode(row["details"])} for row in rows[:PAGE_ROWS]], "more": more}
+    return {"acts": [{**row, "details": act_details(tx, caller, row)} for row in rows[:PAGE_ROWS]], "more": more}
 
 
 @of_project(READ)
 def project_acts(tx: Tx, caller: Caller, project: sqlite3.Row, query: shapes.ActsQuery) -> dict[str, Any]:
     """A page of what managers did in a project."""
-    return act_rows(tx, "a.project = :project", {"project": project["id"]}, query)
+    return act_rows(tx, caller, "a.project = :project", {"project": project["id"]}, query)
 
 
 @tracker.needs(ADMIN)
 def all_acts(tx: Tx, caller: Caller, query: shapes.ActsQuery) -> dict[str, Any]:
     """A page of what managers did, wherever that was."""
-    return {**act_rows(tx, "TRUE", {}, query), "project": None}
+    return {**act_rows(tx, caller, "TRUE", {}, query), "project": None}
 
 
 # ── Account and administration ────────────────────────────────────────────────────────────────────────────────────────

@@ -137,6 +137,7 @@ from callers import (
     is_granted,
     logged_in,
     needs,
+    sees_chain,
 )
 from connections import room_for
 from counts import COUNTED, reads_no_counts
@@ -454,11 +455,6 @@ def project_shown(tx: Tx, caller: Caller, row: sqlite3.Row) -> Project:
     columns = project_of(tuple(row[name] for name in PROJECT_COLUMNS))
     chain = columns.chain if sees_chain(tx, caller, row) else 0
     return msgspec.structs.replace(columns, chain=chain, **{name: row[name] for name in COUNT_COLUMNS})
-
-
-def sees_chain(tx: Tx, caller: Caller, project: sqlite3.Row) -> bool:
-    target = project["chain"] and find_project_row(tx, project["chain"])
-    return not target or not target["hidden"] or bool(caller.role(target["id"]) or caller.role(project["id"]) & EDIT)
 
 
 def project_of(columns: tuple) -> Project:

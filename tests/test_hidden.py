@@ -189,6 +189,24 @@ def test_that_a_project_is_chained_to_a_hidden_one_is_seen_by_who_edits_either(s
     assert chain_seen(reader, project) == {seen}
 
 
+def test_what_was_done_to_a_project_tells_of_a_hidden_one_to_who_edits_either(site: Site) -> None:
+    hidden = site.admin.create_project("veiled", hidden=True)
+    project = site.admin.create_project(chain=hidden)
+    site.admin.update_project(project, chain=0)
+    site.admin.update_project(project, chain=hidden, priority=5)
+    reader, editor, other = (site.create_manager() for _ in range(3))
+    for manager, role in (reader, READ), (editor, READ | EDIT), (other, READ):
+        site.admin.set_role(project, manager, role)
+    site.admin.set_role(hidden, other, READ)
+    told = []
+    for one in reader, editor, other:
+        acts = one.get(f"/project/acts/{project}").json()["content"]["acts"]
+        told.append([act["details"]["chain"] for act in acts if "chain" in act["details"]])
+        page = Tab(one.http).open(f"/ui/projects/{project}/acts").text
+        assert (f"chain: {hidden}" in page, "priority: 5" in page) == (one is not reader, True)
+    assert told == [["…", 0, "…"], [hidden, 0, hidden], [hidden, 0, hidden]]
+
+
 def test_a_step_tells_of_its_run_only_who_may_know_of_it(site: Site) -> None:
     hidden, project = site.admin.create_project(hidden=True), site.admin.create_project()
     made = site.admin.post("/template/create", {"project": project, "name": "t"}).json()["content"]
