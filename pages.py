@@ -1684,7 +1684,7 @@ def project_templates(tx: Tx, caller: Caller, project: sqlite3.Row, query: ListQ
     return {
         "templates": [{**row, "jobs": last_jobs(tx, row["id"], 3)} for row in rows],
         "more": more,
-        "workflows": workflows_of(tx, project["id"]) if has_workflows() else None,
+        "workflows": workflows_of(tx, caller, project["id"]) if has_workflows() else None,
     }
 
 
@@ -1693,13 +1693,14 @@ def has_workflows() -> bool:
     return "/ui/workflows/{workflow}" in jinja_environment().globals["page_paths"]
 
 
-def workflows_of(tx: Tx, project: int) -> list[sqlite3.Row]:
-    """The workflows of a project, by name."""
+def workflows_of(tx: Tx, caller: Caller, project: int) -> list[sqlite3.Row]:
+    """The workflows of a project, by name. A template that they start with has none for whom its project is hidden."""
+    named = f"SELECT iif({VISIBLE}, t.name, 'template ' || t.id) FROM template t JOIN project p ON p.id = t.project"
     return tx.all(
-        "SELECT id, name, created, (SELECT name FROM template WHERE id = w.start AND deleted IS NULL) AS start_name,"
+        f"SELECT id, name, created, ({named} WHERE t.id = w.start AND t.deleted IS NULL) AS start_name,"
         " (SELECT COUNT(*) FROM workflow_edge WHERE workflow = w.id) AS edge_count FROM workflow w"
-        " WHERE project = ? AND deleted IS NULL ORDER BY name, id LIMIT 1000",
-        (project,),
+        " WHERE project = :project AND deleted IS NULL ORDER BY name, id LIMIT 1000",
+        {"project": project, **caller.as_values},
     )
 
 

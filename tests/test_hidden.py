@@ -189,6 +189,19 @@ def test_that_a_project_is_chained_to_a_hidden_one_is_seen_by_who_edits_either(s
     assert chain_seen(reader, project) == {seen}
 
 
+def test_a_list_of_workflows_does_not_name_a_template_of_a_hidden_project(site: Site) -> None:
+    hidden, project = site.admin.create_project(hidden=True), site.admin.create_project()
+    made = site.admin.post("/template/create", {"project": hidden, "name": "veiled"}).json()["content"]
+    body = {"project": project, "name": "builds", "start": made["template"]["id"], "edges": []}
+    assert site.admin.post("/workflow/create", body).status_code == 200
+    editor, other = site.create_manager(), site.create_manager()
+    for manager in editor, other:
+        site.admin.set_role(project, manager, EDIT)
+    site.admin.set_role(hidden, other, READ)
+    pages = [Tab(one.http).open(f"/ui/projects/{project}/templates").text for one in (editor, other, site.admin)]
+    assert [("builds" in page, "veiled" in page) for page in pages] == [(True, False), (True, True), (True, True)]
+
+
 def test_what_was_done_to_a_project_tells_of_a_hidden_one_to_who_edits_either(site: Site) -> None:
     hidden = site.admin.create_project("veiled", hidden=True)
     project = site.admin.create_project(chain=hidden)
