@@ -368,7 +368,9 @@ NOTES: dict[str, Note] = {
     "GET /manager/list": Note("Managers"),
     "GET /manager/list_for_project/{project}": Note("Managers"),
     "POST /manager/set_role_for_project/{project}": Note(
-        "Managers", {404: "or there is no such manager."}, body={"manager": 2, "role": 3}
+        "Managers",
+        {404: "or there is no such manager, or none with that number whom the caller sees."},
+        body={"username": "bob", "role": 3},
     ),
     **{
         f"{method} /manager/{kind}/{{manager}}": Note(
