@@ -411,11 +411,17 @@ def header_says_nofollow(response: httpx.Response, user_agent: str) -> bool:
     return False
 
 
+TWINS = {  # characters that Python's codecs put for those of the encoding standard
+    **dict.fromkeys(("euc-jp", "iso-2022-jp"), str.maketrans("〜‖¢£¬−", "～∥￠￡￢－")),
+    "koi8-u": str.maketrans("╝╬", "ўЎ"),
+}
+
+
 def decode(html: bytes, encoding: webencodings.Encoding) -> tuple[str, webencodings.Encoding]:
     """The text, and what it was encoded in. gbk is read as gb18030, which has grown out of it."""
     wider = webencodings.lookup("gb18030") if encoding.name == "gbk" else encoding
     text, used = webencodings.decode(html, wider, "as browsers")
-    return text, encoding if used is wider else used
+    return text.translate(TWINS.get(used.name, {})), encoding if used is wider else used
 
 
 def read_html(text: str, parts: bool = False) -> _LinkFinder:
@@ -469,10 +475,35 @@ def encode_query(link: str, encoding: webencodings.Encoding) -> str:
 
 
 def _encode(text: str, encoding: webencodings.Encoding) -> bytes:
+    if encoding.name == "euc-jp":
+        return b"".join(map(_as_euc_jp, text))
+    text = text.translate({twin: ours for ours, twin in TWINS.get(encoding.name, {}).items()})
     codec, others = encoding.codec_info, _others_of_shift_jis() if encoding.name == "shift_jis" else {}
     if others.keys().isdisjoint(text):
         return codec.encode(text, "as browsers")[0]
     return b"".join(others.get(character) or codec.encode(character, "as browsers")[0] for character in text)
+
+
+def _as_euc_jp(character: str) -> bytes:
+    """What browsers put in a query: they know the characters of cp932, and none of those that have three bytes here."""
+    data = character.translate({0x2212: "－"}).encode("cp932", "ignore")
+    if character.isascii() or character in "¥‾":
+        return {"¥": b"\\", "‾": b"~"}.get(character, data)
+    if len(data) == 1 and b"\xa1" <= data < b"\xe0":
+        return b"\x8e" + data
+    if len(data) < 2 or data[0] >= 0xF0 or character in "〜‖¢£¬":
+        return f"%26%23{ord(character)}%3B".encode()
+    lead, trail = data
+    row, cell = divmod((lead - (0x81 if lead < 0xA0 else 0xC1)) * 188 + trail - (0x40 if trail < 0x7F else 0x41), 94)
+    return bytes((row + 0xA1, cell + 0xA1))
+
+
+def _of_jis(row: int, cell: int) -> str:
+    """The character of that row and cell, from 0, of the one table for all of Japan: cp932's."""
+    lead, trail = divmod(row * 94 + cell, 188)
+    shift_jis = lead + (0x81 if lead < 0x1F else 0xC1), trail + (0x40 if trail < 0x3F else 0x41)
+    character = bytes(shift_jis).decode("cp932", "replace")
+    return character if len(character) == 1 else "\ufffd"
 
 
 @functools.cache
@@ -500,6 +531,11 @@ def _as_browsers(error: UnicodeError) -> tuple[str | bytes, int]:
         return chr(byte), error.start + 1
     if error.encoding == "gb18030" and byte == 0x80:
         return "€", error.start + 1
+    if first := {"euc_jp": 0xA1, "iso2022_jp": 0x21}.get(error.encoding):
+        skipped = int(first == 0xA1 and byte == 0x8F)  # before a pair of another table, of which Python knows all
+        pair = [code - first for code in error.object[error.start + skipped : error.start + skipped + 2]]
+        if len(pair) == 2 and all(0 <= number < 94 for number in pair):
+            return "\ufffd" if skipped else _of_jis(*pair), error.start + skipped + 2
     return "\ufffd", error.end
 
 

@@ -523,6 +523,14 @@ CHARSETS = {  # the page, the charset of the header, the targets of its links
     "ks_c_5601-1987": (b"<a href=\xb0\xa1>", "ks_c_5601-1987", ["%EA%B0%80"]),
     "cp949 beyond euc-kr": (b"<a href=\x81\x41>", "euc-kr", ["%EA%B0%82"]),
     "windows-31j in Shift_JIS": (b"<a href=~u/\x87\x40>", "Shift_JIS", ["~u/%E2%91%A0"]),
+    "NEC's and IBM's characters in euc-jp": (
+        b"<a href=\xad\xa1\xf9\xa1\xa1\xc1>",
+        "euc-jp",
+        ["%E2%91%A0%E7%BA%8A%EF%BD%9E"],
+    ),
+    "what euc-jp has not": (b"<a href=\xa9\xa1\x8f\xa1\xa1>", "euc-jp", ["%EF%BF%BD%EF%BF%BD"]),
+    "NEC's characters in iso-2022-jp": (b"<a href=\x1b$B-!!A\x1b(B>", "iso-2022-jp", ["%E2%91%A0%EF%BD%9E"]),
+    "letters of Belarus in koi8-u": (b"<a href=\xae?q=\xbe>", "koi8-u", ["%D1%9E?q=%BE"]),
     "a label in quotes and capitals": (b"<a href=\xc3\xa9>", " UTF8 ", ["%C3%A9"]),
     "a label of nothing, and a meta": (b"<meta charset=koi8-r><a href=\xc1>", "x-none", ["%D0%B0"]),
     "utf-7 is none": (b"<a href=+AGE-><a href=\xe9>", "utf-7", ["+AGE-", "%C3%A9"]),
@@ -556,6 +564,16 @@ CHARSETS = {  # the page, the charset of the header, the targets of its links
     "a query of four bytes of gb18030 in gbk": (b"<a href=?q=\x81\x30\x81\x30>", "gbk", ["?q=%26%23128%3B"]),
     "a query with a euro in gbk": (b"<a href=\x80?q=\x80>", "gbk", ["%E2%82%AC?q=%80"]),
     "a query with a name in Shift_JIS": (b"<a href=?q=\xfb\xfc\x8b\xb4\xed\x95>", "sjis", ["?q=%FB%FC%8B%B4%FA%B1"]),
+    "a query in euc-jp": (
+        b"<a href=?q=a\xad\xa1\xf9\xa1\xa1\xc1\x8e\xb1&#8722;&#165;&#8254;>",
+        "euc-jp",
+        ["?q=a%AD%A1%F9%A1%A1%C1%8E%B1%A1%DD\\~"],
+    ),
+    "a query that euc-jp lacks": (
+        b"<a href=?q=\x8f\xa2\xf1&#169;&#162;>",
+        "euc-jp",
+        ["?q=%AD%E2%26%23169%3B%26%23162%3B"],
+    ),
     "a query that its charset lacks": (b"<a href=?q=&#30000;>", "windows-1251", ["?q=%26%2330000%3B"]),
     "a query in utf-16": ("<a href=?q=é>".encode("utf-16-le"), "utf-16", ["?q=%C3%A9"]),
 }
