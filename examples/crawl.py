@@ -1613,11 +1613,17 @@ class Worker:
             time.sleep(min(left, 0.2))
 
     def do(self, task: library.Task) -> None:
-        """Crawl one page, and say what becomes of its task."""
+        """Crawl one page, and say what becomes of its task. What the crawler itself fails at is recorded, too."""
+        known = json.loads(task.recipe)
         try:
-            page = self.crawl_in_turn(task.id, **json.loads(task.recipe))
+            page = self.crawl_in_turn(task.id, **known)
         except PutOff as off:
             return task.skip(off.delay, str(off))
+        except (Fail, Halted):
+            raise
+        except Exception as error:
+            self.record(Page(known["url"], known["found_on"], "failed", error=repr(error), depth=known.get("depth", 0)))
+            raise
         finally:
             self.leave()
         self.hosts.forget(task.id)

@@ -911,6 +911,18 @@ def test_a_full_disk_is_waited_for_by_what_is_known_of_hosts(tmp_path: Path, mon
     assert paused == [crawl.FULL_DISK_PAUSE]
 
 
+def test_a_page_at_which_the_crawler_itself_fails_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_page: Any) -> None:
+        raise ZeroDivisionError("of the crawler's own")
+
+    with serving({"/a": page("")}) as site, working(site.url, tmp_path) as one:
+        monkeypatch.setattr(one, "fetch", fail)
+        assert give(one, f"{site.url}a")["result"] == library.FAILED
+        (record,) = crawl.read_records(one.crawl.records)
+    assert (record["url"], record["outcome"]) == (f"{site.url}a", "failed")
+    assert "of the crawler's own" in record["error"]
+
+
 def test_a_file_of_hosts_that_is_none_is_named(tmp_path: Path) -> None:
     (tmp_path / "hosts.db").write_text("no database, but long enough for one " * 100)
     with pytest.raises(crawl.CrawlError, match=r"hosts\.db cannot be used"):
