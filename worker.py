@@ -405,8 +405,11 @@ class Client:
         if 300 <= status < 400:
             raise Fail(f"{self.server} redirects to {response.headers.get('Location')}: give that as --server")
         if status == 401 and self.worker is not None:
+            rejected = f"{self.server} rejects worker {self.worker.id} ({self.worker.alias}): {_message(response)}.\n"
+            if self.credentials_file is None:
+                raise Fail(f"{rejected}Does its secret belong to this tracker, and to the database that it has now?")
             raise Fail(
-                f"{self.server} rejects worker {self.worker.id} ({self.worker.alias}): {_message(response)}.\n"
+                f"{rejected}"
                 "Is another database behind this URL now than when it was registered? If that is meant to be so,\n"
                 f"`worker.py forget --server {self.server}` drops its credentials from {self.credentials_file};\n"
                 "the next run registers a new worker, which must be given access again."
@@ -551,6 +554,11 @@ class Worker:
     alias: str
     secret: str = dataclasses.field(repr=False)
 
+    def __post_init__(self) -> None:
+        """Fail when no request could carry the secret: one with the end of its line, for one."""
+        if not re.fullmatch(r"[!-~]+", self.secret):
+            raise Fail(f"the secret of worker {self.id} ({self.alias}) is none: it has spaces, or what is not ASCII")
+
 
 class Credentials:
     """The file with our worker of each server: {"servers": {URL: {"id", "alias", "secret"}}}.
@@ -559,8 +567,10 @@ class Credentials:
     one; who changes it holds FILE.lock, so that two processes do not undo each other's change.
     """
 
-    def __init__(self, path: Path | None):
+    def __init__(self, path: Path | None, say: Callable[[str], None] | None = None):
+        """say: is told what a person should know (default: standard error is)."""
         self.path = path or default_credentials_file()
+        self.say = say or fail
 
     def get(self, server: str) -> Worker | None:
         """Our worker of this server. Fail when the file is damaged."""
@@ -618,7 +628,7 @@ class Credentials:
             self._hide()
         except FileNotFoundError:
             return {}
-        except OSError as error:
+        except (OSError, ValueError) as error:  # no name of a file
             raise Fail(f"cannot read the credentials in {self.path}: {error}") from None
         try:
             servers = json.loads(text)["servers"]
@@ -635,7 +645,7 @@ class Credentials:
     def _hide(self) -> None:
         """Takes the file from other users' eyes when somebody has opened it to them (a copy, a restored backup)."""
         if os.name == "posix" and stat.S_IMODE(self.path.stat().st_mode) & 0o077:
-            fail(f"{self.path} was open to other users; making it readable by its owner alone")
+            self.say(f"{self.path} was open to other users; making it readable by its owner alone")
             with contextlib.suppress(PermissionError):
                 self.path.chmod(0o600)
 
@@ -3346,7 +3356,7 @@ class Tracker:
         self._asking = 0  # requests for a task that are in flight
         self._runners: list[Runner] = []  # of the run()s that have not ended
         self._keeper: threading.Thread | None = None
-        file = Credentials(Path(credentials) if credentials else None)
+        file = Credentials(Path(credentials) if credentials else None, self._display.notice)
         if worker is not None:
             self.client.worker = worker
         elif interrupts is not None:

@@ -141,6 +141,32 @@ def test_a_worker_can_be_given_instead_of_a_file(site, credentials):
     assert not credentials.exists()
 
 
+def test_a_file_of_credentials_that_others_could_read_is_told_by_the_logger(site, credentials, caplog, capfd):
+    credentials.write_text('{"servers": {}}')
+    credentials.chmod(0o644)
+    Tracker(site.url).close()
+    assert "was open to other users" in caplog.text
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a\ud800b"])
+def test_what_is_no_name_of_a_file_keeps_no_credentials(site, name):
+    with pytest.raises(Fail, match="cannot read the credentials"):
+        Tracker(site.url, credentials=name)
+
+
+@pytest.mark.parametrize("secret", ["secret\n", "s\xe9cret", ""])
+def test_a_secret_that_no_request_could_carry_is_refused(secret):
+    with pytest.raises(Fail, match="the secret of worker 1"):
+        worker.Worker(1, "mine", secret)
+
+
+def test_a_worker_that_was_given_and_is_rejected_is_not_said_to_be_in_a_file(site):
+    stranger = worker.Worker(1, "mine", "none")
+    with pytest.raises(Fail, match="Does its secret belong"), Tracker(site.url, worker=stranger) as mine:
+        mine.call("GET", "/task/get?project=1")
+
+
 def test_what_is_no_address_is_said_to_be_none():
     with pytest.raises(Fail, match="is no URL"):
         Tracker("localhost")
