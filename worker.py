@@ -319,6 +319,7 @@ class Client:
         self.worker: Worker | None = None
         self.credentials_file: Path | None = None
         self.reached = False
+        self.process = os.getpid()
         #: The last call may have been carried out although its answer never came.
         self.uncertain = False
         try:
@@ -366,6 +367,8 @@ class Client:
 
     def _answered(self, send: Callable[[], httpx.Response]) -> tuple[httpx.Response, bool]:
         """Has a request sent until it is answered. Whether it may have been carried out before, too."""
+        if self.is_inherited():
+            raise Fail(f"this process was forked by the one that speaks to {self.server}: open one of its own in it")
         carried_out = self.uncertain = False
         outage = _Outage(self)
         while True:
@@ -384,6 +387,10 @@ class Client:
             delay = _rate_limit_delay(response)
             self.display.waiting(f"rate limit: waiting {duration(delay)}")
             self.interrupts.sleep(delay)
+
+    def is_inherited(self) -> bool:
+        """Whether it was made before a fork, in another process: that has its connections, and what is ours."""
+        return os.getpid() != self.process
 
     def _attempt(self, send: Callable[[], httpx.Response]) -> httpx.Response:
         """Sends the request once. _Lost when that brings no answer of a tracker."""
@@ -3148,6 +3155,8 @@ class Task:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> bool:
+        if self._tracker.client.is_inherited():
+            return False
         self._end(self._judged(error))
         return isinstance(error, Exception) and not isinstance(error, Fail)
 
@@ -3380,7 +3389,12 @@ class Tracker:
         self._is_ending = True
 
     def close(self) -> None:
-        """Puts back every task that is ours, and ends the loops and runs of other threads. It is of no use then."""
+        """Puts back every task that is ours, and ends the loops and runs of other threads. It is of no use then.
+
+        Nothing in a process that was forked meanwhile: they are the tasks of the one that forks.
+        """
+        if self.client.is_inherited():
+            return
         self._halt.set()
         for runner in list(self._runners):
             runner.enter(Phase.KILLING)

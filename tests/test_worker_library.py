@@ -681,6 +681,20 @@ def test_a_loop_that_is_to_end_does_so_when_its_block_does(site, project, mine):
     assert (project_now["waiting_task_count"], project_now["closed_task_count"]) == (2, 1)
 
 
+def test_a_process_that_was_forked_meanwhile_leaves_everything_to_the_one_that_forked(site, project, mine, monkeypatch):
+    submit(site, project, "a")
+    task = first(mine, project)
+    with monkeypatch.context() as child:
+        child.setattr(os, "getpid", lambda: -1)
+        with pytest.raises(SystemExit), mine, task:
+            sys.exit()
+        with pytest.raises(Fail, match="forked"):
+            task.submit("b")
+    assert counts(site, project) == {"assigned": 1}
+    mine.close()
+    assert counts(site, project) == {"waiting": 1}
+
+
 def test_closing_ends_the_loops_of_other_threads(site, project):
     mine = Tracker(site.url)
     with in_thread(lambda: list(mine.tasks(project))):
