@@ -1254,7 +1254,7 @@ NO_TASK = "no task available"
 
 def take_tasks(
     client: Client, projects: Sequence[int], count: int, wait: float, takes: str = ""
-) -> tuple[list[dict[str, Any]], str]:
+) -> tuple[list[Assignment], str]:
     """The tasks that the tracker hands out, after so many seconds at the most, and why there is none.
 
     Refused when it may not hand us any.
@@ -1267,20 +1267,23 @@ def take_tasks(
         if refused.status == 200:  # "No task available" is no error
             return [], refused.reason
         raise
-    tasks = content.get("tasks")
-    if not isinstance(tasks, list) or not all(isinstance(task, dict) and "id" in task for task in tasks):
-        raise Fail(f"{client.server} answered /task/get with something that is no list of tasks")
-    return tasks, ""
+    try:
+        return [Assignment(task) for task in content["tasks"]], ""
+    except (LookupError, TypeError, AttributeError):
+        raise Fail(f"{client.server} answered /task/get with something that is no list of tasks") from None
 
 
 def extend_leases(client: Client, assignments: Sequence[Assignment]) -> list[bool]:
     """Asks for as much time again for each of the tasks. Whether we still hold it. Refused where there is none."""
     wishes = [{"task_id": one.id, "seconds": one.lease, "attempt": one.attempt or 0} for one in assignments]
     now = time.monotonic()
-    answers = client.call("POST", "/task/extend", {"extensions": wishes}).content["extensions"]
-    for assignment, answer in zip(assignments, answers, strict=True):
-        assignment.hold_until(now + answer["left"])
-    return [answer["held"] for answer in answers]
+    answers = client.call("POST", "/task/extend", {"extensions": wishes}).content.get("extensions")
+    try:
+        for assignment, answer in zip(assignments, answers, strict=True):
+            assignment.hold_until(now + answer["left"])
+        return [answer["held"] for answer in answers]
+    except (LookupError, TypeError, ValueError):
+        raise Refused(200, "it has answered with something that is no list of leases") from None
 
 
 def release_body(assignment: Assignment, outcome: Outcome) -> dict[str, Any]:
@@ -2770,14 +2773,14 @@ class Runner:
         """Whether no more tasks are to be taken."""
         return self.phase is not Phase.RUNNING or self.taken >= self.count
 
-    def start_all(self, tasks: list[dict[str, Any]]) -> None:
+    def start_all(self, assignments: list[Assignment]) -> None:
         """Starts these tasks, or gives them back."""
-        for task in tasks:
-            execution = self.work_on(Assignment(task), self.courier.client.is_away, self._ended)
+        for assignment in assignments:
+            execution = self.work_on(assignment, self.courier.client.is_away, self._ended)
             with self.changed:
                 self.taken += 1
                 for earlier in self.unsettled:  # its lease has ended, and it must say no more
-                    if earlier.assignment.id == task["id"]:
+                    if earlier.assignment.id == assignment.id:
                         earlier.stop(Cause.TAKEN_AWAY)
                 self.unsettled[execution] = self.running[execution] = None
             self._start(execution)
@@ -3612,8 +3615,8 @@ class Tracker:
         with self._changed:
             self._asking += 1
         try:
-            tasks, reason = take_tasks(client, projects, 1, wait)
-            taken += [TakenTask(self, Assignment(task), timeout) for task in tasks]
+            assignments, reason = take_tasks(client, projects, 1, wait)
+            taken += [TakenTask(self, assignment, timeout) for assignment in assignments]
             return reason
         finally:
             with self._changed:

@@ -894,6 +894,24 @@ def test_a_loop_whose_tracker_is_away_can_be_left(tmp_path, caplog, monkeypatch)
     assert "2 tasks are ours until their leases end" in caplog.text
 
 
+MALFORMED = [{"id": 1}, {"id": 1, "recipe": "a", "lease": "long"}, {"id": 1, "recipe": "a", "job": "b"}, "a"]
+
+
+@pytest.mark.parametrize("task", MALFORMED)
+def test_what_is_no_task_is_said_not_to_be_a_tracker_s_answer(mine, monkeypatch, task):
+    answer = worker.Answer({"tasks": [task]}, 0, False)
+    monkeypatch.setattr(worker.RunClient, "call", lambda *_: answer)
+    with pytest.raises(Fail, match="answered /task/get with something that is no list of tasks"):
+        first(mine, 1)
+
+
+@pytest.mark.parametrize("content", [{}, {"extensions": []}, {"extensions": [{"left": None}]}])
+def test_leases_that_are_none_are_refusals(mine, monkeypatch, content):
+    monkeypatch.setattr(worker.RunClient, "call", lambda *_: worker.Answer(content, 0, False))
+    with pytest.raises(Refused, match="no list of leases"):
+        worker.extend_leases(mine.client, [worker.Assignment({"id": 1, "recipe": "a", "lease": 9})])
+
+
 def test_patience_ends_and_says_so():
     with pytest.raises(Unreachable, match=r"for 0\.\d s"):
         Tracker(f"http://127.0.0.1:{free_port()}", patience=0.2)

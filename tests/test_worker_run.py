@@ -467,7 +467,7 @@ def test_a_task_that_no_thread_can_be_started_for_is_skipped_and_ends_the_run(mo
 
     monkeypatch.setattr(worker.Execution, "start", start)
     runner = make_runner()
-    runner.start_all([{"id": 1, "recipe": "a"}])
+    runner.start_all([worker.Assignment({"id": 1, "recipe": "a"})])
     (execution,) = runner.unsettled
     assert execution.outcome.result == worker.SKIPPED and not runner.running
     assert "can't start new thread" in str(runner.failure)
@@ -486,7 +486,8 @@ def test_a_command_whose_streams_get_no_thread_is_not_started(monkeypatch):
 
 def test_a_fault_while_taking_tasks_ends_the_run(capsys):
     runner = make_runner()
-    Tracker(runner.taker.client, tasks=[{"id": 1}])  # a task without a recipe, which no tracker sends
+    Tracker(runner.taker.client, tasks=[{"id": 1, "recipe": "a"}])
+    runner.start_all = None
     runner.taker.run()
     assert runner.has_taken_all
     with pytest.raises(worker.Fail, match="a fault of worker"):
@@ -932,7 +933,7 @@ def test_a_stop_waits_for_the_answer_that_may_bring_a_task_but_not_for_ever():
 def test_a_task_that_arrives_after_the_signal_is_given_back():
     runner = make_runner()
     runner.enter(worker.Phase.FINISHING)
-    runner.start_all([{"id": 1, "recipe": "a"}])
+    runner.start_all([worker.Assignment({"id": 1, "recipe": "a"})])
     (execution,) = runner.unsettled
     assert execution.outcome.result == worker.SKIPPED and runner.is_due(execution)
 
