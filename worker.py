@@ -3069,7 +3069,8 @@ class Logged(RunDisplay):
 class Task:
     """A task that is ours. `with task:` does it: it is released as done at the end of the block, as failed when that
     raises an exception, and as skipped when it is interrupted (KeyboardInterrupt); unless skip(), fail() or done() has
-    said otherwise. An exception is logged and goes no further.
+    said otherwise. An exception is logged and goes no further; but Fail, after which nothing can go on, puts the task
+    back and ends the loop, or the run.
 
     While the block runs, the task's lease is extended, for `timeout` seconds in all.
     """
@@ -3169,6 +3170,8 @@ class Task:
         if isinstance(error, Exception) and not isinstance(error, Fail | Halted):
             self._trace = "".join(traceback.format_exception(error))[-4000:]
             return Outcome(FAILED, "".join(traceback.format_exception_only(error)).strip()[:2000])
+        if isinstance(error, Fail):
+            return Outcome(SKIPPED, str(error), unfit=True, delay=said.delay)
         if error is not None:
             return said if said.result == SKIPPED else Outcome(SKIPPED, "interrupted")
         is_number = isinstance(self.verification, int) and -(2**63) <= self.verification < 2**64
@@ -3247,7 +3250,7 @@ class Call(Work):
         self.is_told = False
 
     def run(self) -> None:
-        with self.task:
+        with contextlib.suppress(Fail), self.task:  # which ends the run
             try:
                 self.args.function(self.task)
             except SystemExit as error:

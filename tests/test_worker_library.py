@@ -755,6 +755,17 @@ def test_run_calls_as_many_at_a_time_as_it_may(site, project, mine):
     assert mine.run(project, lambda task: together.wait(30), concurrency=3, count=3) == 0
 
 
+def test_a_run_after_whose_task_nothing_can_go_on_ends_and_says_why(site, project, mine):
+    submit(site, project, "a", "b")
+
+    def fail(task):
+        raise Fail("no access")
+
+    with pytest.raises(Fail, match="no access"):
+        mine.run(project, fail, concurrency=2)
+    assert counts(site, project) == {"waiting": 2}
+
+
 def test_run_skips_with_a_delay(site, project, mine):
     submit(site, project, "a")
     assert mine.run(project, lambda task: task.skip(delay=60), count=1) == 0
