@@ -35,6 +35,7 @@ import datetime
 import email.utils
 import enum
 import errno
+import functools
 import getpass
 import gzip
 import hashlib
@@ -3329,6 +3330,19 @@ class Given:
         yield part
 
 
+class Taking(Iterator[Task]):
+    """An iterator that threads may share, unlike a generator."""
+
+    def __init__(self, take: Callable[[], Task | None]):
+        """take: brings the next task, and None when there will be none any more."""
+        self.take = take
+
+    def __next__(self) -> Task:
+        if (task := self.take()) is None:
+            raise StopIteration
+        return task
+
+
 class Tracker:
     """One tracker, and who we are to it: what it hands out to us, and what we submit. For any number of threads.
 
@@ -3488,7 +3502,7 @@ class Tracker:
     def tasks(
         self, project: int | Sequence[int], *, until_done: bool = False, timeout: float = 3600.0, submit: bool = True
     ) -> Iterator[Task]:
-        """Tasks of the project, or of several, one after the other, the best first; waits for them.
+        """Tasks of the project, or of several, the best first; waits for them. Threads may share the iterator.
 
         until_done: ends when nothing in the projects is waiting, delayed, assigned or awaiting verification.
         timeout: seconds after the beginning of its block from which a task's lease is not extended any more.
@@ -3497,9 +3511,9 @@ class Tracker:
         A task whose block never begins is ours until its lease ends, or until close(). SIGTERM ends a process as ever:
         have it raise KeyboardInterrupt, or use run(), to put the task back.
         """
-        projects = _numbers(project)
-        while (task := self._take(projects, until_done, timeout, submit)) is not None:
-            yield task
+        if not timeout > 0:
+            raise ValueError(f"a timeout of {timeout} is not more than 0")
+        return Taking(functools.partial(self._take, _numbers(project), until_done, timeout, submit))
 
     def run(
         self,
@@ -3521,8 +3535,9 @@ class Tracker:
         Fail likewise. A task whose function has not returned after `timeout` seconds fails, and its thread is left to
         itself; when there are as many such threads as may run, the run ends.
         """
-        if concurrency < 1 or timeout <= 0 or (count is not None and count < 1):
+        if concurrency < 1 or not timeout > 0 or (count is not None and count < 1):
             raise ValueError("concurrency and count are at least 1, and timeout is more than 0")
+        self._halt.check()
         args = argparse.Namespace(project=_numbers(project), function=function, concurrency=concurrency, count=count)
         args.until_empty, args.verbose, args.heartbeat = False, False, self.HEARTBEAT
         args.timeout, args.kill_grace, args.grace = timeout, 0.0, grace
@@ -3724,10 +3739,10 @@ def _address(server: str) -> str:
 
 
 def _numbers(project: int | Sequence[int]) -> list[int]:
-    """The projects that are meant; ValueError when there is none."""
-    numbers = [project] if isinstance(project, int) else list(project)
-    if not numbers:
-        raise ValueError("name a project")
+    """The projects that are meant; ValueError when there is none, or one that is no number."""
+    numbers = [project] if isinstance(project, int | str) else list(project)
+    if not numbers or not all(isinstance(number, int) for number in numbers):
+        raise ValueError(f"name a project by its number, or several: {project!r} is none")
     return numbers
 
 

@@ -418,6 +418,14 @@ def test_a_block_whose_task_came_to_us_once_more_says_no_more(site, project, min
     assert error_lines(site) == []
 
 
+def test_a_run_of_a_tracker_that_is_closed_is_refused_like_all_else():
+    with tracker.serving() as url:
+        mine, project = worker.project_for_test(url)
+        mine.close()
+        with pytest.raises(worker.Halted, match="closed"):
+            mine.run(project, print)
+
+
 def test_closing_puts_back_what_is_ours(site, project):
     submit(site, project, "a", "b")
     with Tracker(site.url) as mine:
@@ -628,6 +636,21 @@ def test_who_is_paused_for_its_failures_is_told_so(site, project, mine, caplog):
         wait_until(lambda: "You have failed one task after the other" in caplog.text)
         mine.close()
     assert counts(site, project)["waiting"] > 0
+
+
+@pytest.mark.parametrize("timeout", [0, math.nan])
+def test_a_timeout_that_is_none_is_refused_before_a_task_is_taken(site, project, mine, timeout):
+    submit(site, project, "a")
+    for take in (mine.tasks, lambda *its, **options: mine.run(*its, print, **options)):
+        with pytest.raises(ValueError, match="timeout"):
+            take(project, timeout=timeout)
+    assert counts(site, project) == {"waiting": 1}
+
+
+@pytest.mark.parametrize("projects", ["12", ["1"], [], [None]])
+def test_what_is_no_number_of_a_project_is_refused(mine, projects):
+    with pytest.raises(ValueError, match="by its number"):
+        next(mine.tasks(projects))
 
 
 def test_an_unknown_project_ends_the_loop(site, mine):
