@@ -3205,6 +3205,7 @@ class TakenTask(Task):
         super().__init__(tracker, assignment)
         self.timeout = timeout
         self.until = math.inf  # then its lease is not extended any more
+        self.thread = 0  # that has it in hand
         self.lines = 0
         self.logging = threading.Lock()
 
@@ -3214,6 +3215,7 @@ class TakenTask(Task):
 
     def _begin(self) -> None:
         self.until = time.monotonic() + self.timeout
+        self.thread = threading.get_ident()
         self._tracker._keep(self)
 
     def _log(self, level: str, scope: str, message: str) -> None:
@@ -3607,12 +3609,14 @@ class Tracker:
                 reason = self._finishing(lambda client: self._ask(client, projects, wait, timeout, taken))  # noqa: B023
                 if taken:
                     self._display.state("")
+                    taken[0].thread = threading.get_ident()
                     return taken[0]
                 if until_done and are_done(self.client, projects):
                     return None
                 if time.monotonic() >= next_look:
                     next_look = time.monotonic() + self.SILENCE
-                    self._display.state(why_nothing(self.client, projects, reason))
+                    why = why_nothing(self.client, projects, reason)
+                    self._display.state(self._why_not_done(projects) if until_done and why == NO_TASK else why)
                 if wait:
                     self._halt.sleep(max(0.0, asked + 1 - time.monotonic()))  # trackers need not let us wait
                 wait = Taker.WAIT_FOR_OURS if until_done and self._held else Taker.WAIT
@@ -3627,6 +3631,13 @@ class Tracker:
                 with contextlib.suppress(Halted):
                     admission.wait(refused, projects)
         return None
+
+    def _why_not_done(self, projects: list[int]) -> str:
+        """Why there is no task for a loop until all is done, which is never if its own thread has one in hand."""
+        with self._changed:
+            ours = [task for task in self._held if task.thread == threading.get_ident() and task.project in projects]
+        ids = ", ".join(str(task.id) for task in ours)
+        return f"{NO_TASK}: this loop waits for what its own thread has in hand, task {ids}" if ours else NO_TASK
 
     def _ask(self, client: RunClient, projects: list[int], wait: float, timeout: float, taken: list[TakenTask]) -> str:
         """Asks for a task, and notes the one that comes as ours. Why there is none."""

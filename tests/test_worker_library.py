@@ -685,6 +685,40 @@ def test_threads_share_a_tracker_and_each_task_is_done_once(site, project, mine)
     assert counts(site, project) == {"closed": 60}
 
 
+def test_threads_share_a_loop(site, project, mine):
+    submit(site, project, *"abcdefgh")
+    done, ended, taking = [], [], mine.tasks(project, until_done=True)
+
+    def work():
+        for task in taking:
+            with task:
+                done.append(task.recipe)
+        ended.append(True)
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert (sorted(done), len(ended)) == ([*"abcdefgh"], 3)
+
+
+def test_a_loop_until_it_is_done_that_waits_for_its_own_thread_says_so(site, project, mine, caplog):
+    submit(site, project, "a")
+    task = first(mine, project)
+
+    def work():
+        with task:
+            list(mine.tasks(project, until_done=True))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    wait_until(lambda: f"its own thread has in hand, task {task.id}" in caplog.text)
+    mine.end()
+    thread.join(20)
+    assert counts(site, project) == {"closed": 1}
+
+
 def test_a_loop_until_it_is_done_waits_for_what_others_hold_and_for_what_is_delayed(site, project, mine):
     submit(site, project, "a", delay=2)
     done = []
