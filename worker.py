@@ -3701,6 +3701,7 @@ class Tracker:
 
     def _keep_all(self) -> None:
         """Until we are closed: extends leases, and asks of which tasks they are still ours."""
+        said = ""
         with contextlib.suppress(Halted):
             while True:
                 with self._changed:
@@ -3710,7 +3711,9 @@ class Tracker:
                 try:
                     self._look_after(begun)
                 except (Refused, Fail) as error:
-                    self._display.notice(f"the leases of {len(begun)} tasks cannot be extended: {error}")
+                    if (why := str(error)) != said:
+                        said = why
+                        self._display.notice(f"the leases of {len(begun)} tasks cannot be extended: {why}")
                     for task in begun:
                         task.heard_at = time.monotonic()  # or this would be said again at once
                 self._halt.sleep(self.LOOK)

@@ -370,6 +370,21 @@ def test_a_lease_is_extended_while_the_block_runs(site, project, mine):
     assert counts(site, project) == {"closed": 1}
 
 
+def test_a_lease_that_cannot_be_extended_is_told_once(site, project, mine, monkeypatch, caplog):
+    submit(site, project, "a")
+    looks = []
+
+    def look(tracker, begun):
+        looks.extend(begun)
+        raise Fail("who are you?")
+
+    monkeypatch.setattr(Tracker, "LOOK", 0.01)
+    monkeypatch.setattr(Tracker, "_look_after", look)
+    with first(mine, project):
+        wait_until(lambda: len(looks) > 2)
+    assert caplog.text.count("who are you?") == 1
+
+
 def test_a_block_that_hangs_does_not_keep_its_task_for_ever(site, project, mine, caplog):
     submit(site, project, "a", max_assign_time=1)
     other = site.create_worker(project)
