@@ -3314,6 +3314,9 @@ class Given:
     size = None
 
     def __init__(self, tasks: Iterable[str | Mapping[str, Any]]):
+        """TypeError when they are one, of which the letters or the names of its fields would be stored."""
+        if isinstance(tasks, str | bytes | Mapping):
+            raise TypeError(f"one task is no series of tasks: {printable(repr(tasks), 80)}")
         self.tasks = tasks
         self.part_bytes = Input.PART_BYTES
 

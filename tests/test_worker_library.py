@@ -529,6 +529,13 @@ def test_a_manager_that_cannot_log_in_is_refused(site, register, said):
         worker.Manager(site.url, "boss", "wrong horse", register=register)
 
 
+@pytest.mark.parametrize("task", ["abc", b"abc", {"recipe": "abc"}])
+def test_one_task_is_not_taken_for_many(site, project, mine, task):
+    with pytest.raises(TypeError, match="one task is no series"):
+        mine.submit_all(project, task)
+    assert counts(site, project) == {}
+
+
 def test_no_task_is_an_empty_report(project, mine):
     assert mine.submit_all(project, []).stored == 0
 
