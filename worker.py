@@ -3256,8 +3256,12 @@ class Call(Work):
         with contextlib.suppress(Fail), self.task:  # which ends the run
             try:
                 self.args.function(self.task)
+            except Exception:
+                raise
             except SystemExit as error:
                 raise RuntimeError(f"exit({error.code}) was called") from None
+            except BaseException as error:  # none is meant for us: the main thread gets the signals
+                raise RuntimeError(f"{error!r} was raised") from error
 
     def end(self, outcome: Outcome) -> None:
         with self.telling:

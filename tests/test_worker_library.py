@@ -845,6 +845,17 @@ def test_a_run_after_whose_task_nothing_can_go_on_ends_and_says_why(site, projec
     assert counts(site, project) == {"waiting": 2}
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, GeneratorExit, SystemExit])
+def test_what_a_function_raises_that_is_meant_for_a_process_fails_its_task(site, project, mine, error):
+    submit(site, project, "a", max_retries=0)
+
+    def interrupt(task):
+        raise error
+
+    assert mine.run(project, interrupt, count=1) == 1
+    assert counts(site, project) == {"failed": 1}
+
+
 def test_run_skips_with_a_delay(site, project, mine):
     submit(site, project, "a")
     assert mine.run(project, lambda task: task.skip(delay=60), count=1) == 0
