@@ -3642,7 +3642,8 @@ class Tracker:
     def _why_not_done(self, projects: list[int]) -> str:
         """Why there is no task for a loop until all is done, which is never if its own thread has one in hand."""
         with self._changed:
-            ours = [task for task in self._held if task.thread == threading.get_ident() and task.project in projects]
+            mine = [task for task in self._held if task.held and task.thread == threading.get_ident()]
+            ours = [task for task in mine if task.project in projects]
         ids = ", ".join(str(task.id) for task in ours)
         return f"{NO_TASK}: this loop waits for what its own thread has in hand, task {ids}" if ours else NO_TASK
 
