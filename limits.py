@@ -25,6 +25,7 @@ log = logging.getLogger("tracker")
 MIB = 2**20
 MOST_SOURCES = 20_000  # workers or addresses that a Rate remembers
 LOG_BURST = 60.0  # seconds whose log lines may come at once
+NUMBERS = 20  # managers in an hour that one may give roles by number without seeing them
 JOB_BURST = 300.0  # and what strangers bring of jobs
 HOUR = 3600.0
 SITE = 8  # times what an address may do, may those of one /48 of IPv6 together
@@ -226,6 +227,7 @@ class Limits:
         self.worker_logs = Rate(1024 * settings.worker_log_rate, LOG_BURST, time)
         self.address_logs = AddressRate(1024 * settings.address_log_rate, LOG_BURST, time)
         self.stranger_jobs = AddressRate(1024 * settings.stranger_job_rate, JOB_BURST, time)
+        self.numbers = Rate(NUMBERS / HOUR, HOUR, time)
         self.rota = Rota()
         self.heard = Heard(time, settings.max_wait)
         self.free_disk: int | None = None  # bytes, when it was last looked at
@@ -261,6 +263,13 @@ class Limits:
         self.worker_logs.take(worker, size)
         if source:
             self.address_logs.take(source, size)
+        return True
+
+    def may_guess(self, manager: int) -> bool:
+        """Whether a manager may name another number of somebody whom it does not see. It is counted."""
+        if self.numbers.delay(manager):
+            return False
+        self.numbers.take(manager)
         return True
 
     def bring_as_stranger(self, source: str, size: int) -> None:

@@ -369,7 +369,7 @@ NOTES: dict[str, Note] = {
     "GET /manager/list_for_project/{project}": Note("Managers"),
     "POST /manager/set_role_for_project/{project}": Note(
         "Managers",
-        {404: "or there is no such manager, or none with that number whom the caller sees."},
+        {404: "or there is no such manager."},
         body={"username": "bob", "role": 3},
     ),
     **{

@@ -386,7 +386,7 @@ class PasswordForm(Shape):
 
 
 class RoleBody(Shape, kw_only=True):
-    manager: Annotated[Id | UnsetType, "The manager's number, of one that the caller may see."] = UNSET
+    manager: Annotated[Id | UnsetType, "The manager's number."] = UNSET
     username: Annotated[ShortText | UnsetType, "Its exact name, in place of its number: of any.", "bob"] = UNSET
     role: Annotated[
         int,

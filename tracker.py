@@ -1006,27 +1006,24 @@ def set_role(tx: Tx, caller: Caller, project: sqlite3.Row, body: shapes.RoleBody
 
 
 def grantee(tx: Tx, caller: Caller, project: int, body: shapes.RoleBody) -> int:
-    """The manager that is to have the roles: by its exact name, or by its number if the caller sees it.
+    """The manager that is to have the roles, by its exact name or its number.
 
-    Else whoever makes a project could give everybody a role in it, number by number, and read all their names there.
+    Who does not see it gives roles by number seldom: else whoever makes a project reads all names in its list.
     """
-    named, number = body.username is not UNSET, None if body.manager is UNSET else body.manager
-    if named:
-        which = "username = :username AND ifnull(:id, id) = id"
-        missing = TrackerError("not_found", f"there is no manager named {body.username!r}", "username")
-    elif number is None:
+    if body.username is not UNSET:
+        row = tx.one("SELECT id FROM manager WHERE username = ?", (body.username.strip(),))
+        if row is None or body.manager not in (UNSET, row["id"]):
+            raise TrackerError("not_found", f"there is no manager named {body.username!r}", "username")
+        return row["id"]
+    if body.manager is UNSET:
         raise TrackerError("invalid", "is required, or `username`", "manager")
-    else:
-        here = "SELECT 1 FROM manager_role WHERE manager = id AND project = :project"
-        which = f"id = :id AND (:all OR id = :manager OR EXISTS ({here}))"
-        problem = f"no manager {number}, or none that you see: say its `username`"
-        missing = TrackerError("not_found", problem, "manager")
-    values = {"id": number, "username": body.username.strip() if named else "", "project": project}
-    values |= {**caller.as_values, "all": named or sees_managers(tx, caller)}
-    row = tx.one(f"SELECT id FROM manager WHERE {which}", values)
-    if row is None:
-        raise missing
-    return row["id"]
+    here = "SELECT 1 FROM manager_role WHERE manager = ? AND project = ?"
+    known = body.manager == caller.manager.id or tx.one(here, (body.manager, project)) or sees_managers(tx, caller)
+    if not known and not tx.limits.may_guess(caller.manager.id):
+        raise TrackerError("not_found", "too many numbers of managers whom you do not see: say `username`", "manager")
+    if not tx.one("SELECT 1 FROM manager WHERE id = ?", (body.manager,)):
+        raise TrackerError("not_found", f"no manager {body.manager}", "manager")
+    return body.manager
 
 
 @needs(MANAGE_ACCESS)

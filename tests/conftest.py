@@ -232,7 +232,7 @@ class Manager:
         return self.post(f"/project/update/{project}", fields)
 
     def set_role(self, project: int, manager: Manager, role: int) -> httpx.Response:
-        return self.post(f"/manager/set_role_for_project/{project}", {"username": manager.username, "role": role})
+        return self.post(f"/manager/set_role_for_project/{project}", {"manager": manager.id, "role": role})
 
     def project(self, project: int) -> dict[str, Any]:
         """The project with its live counts, as the manager sees it."""

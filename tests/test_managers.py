@@ -17,6 +17,7 @@ from conftest import Manager, Site, client
 from place import Queue, StillClock, call, running
 
 import attempts
+import limits
 import shapes
 import tracker
 from tracker import ALL_ROLES, EDIT, MANAGE_ACCESS, READ, SECRET
@@ -412,19 +413,38 @@ def test_nobody_gives_roles_that_it_has_not_itself(site: Site) -> None:
     assert manager.set_role(project, manager, ALL_ROLES).status_code == 403
 
 
-def test_a_number_is_the_same_as_none_to_who_does_not_see_the_manager(site: Site) -> None:
-    stranger, other, friend = site.create_manager(), site.create_manager(), site.create_manager("friend")
+def give_role(by: Manager, project: int, **body: Any) -> httpx.Response:
+    return by.post(f"/manager/set_role_for_project/{project}", {"role": READ, **body})
+
+
+def test_roles_are_given_by_number_or_by_exact_name(site: Site) -> None:
+    maker, other, friend = site.create_manager(), site.create_manager(), site.create_manager("friend")
+    project = maker.create_project()
+    wanted = [{"manager": other.id}, {"username": "friend"}, {"username": " friend "}]
+    assert [give_role(maker, project, **body).status_code for body in wanted] == [200] * 3
+    wrong = [{}, {"username": "frien"}, {"manager": other.id, "username": "friend"}, {"manager": 986_123}]
+    assert [give_role(maker, project, **body).status_code for body in wrong] == [400, 404, 404, 404]
+    assert role_of(site, project, friend) == role_of(site, project, other) == READ
+
+
+def test_nobody_learns_all_names_by_giving_roles_to_one_number_after_the_other(site: Site) -> None:
+    stranger, friend = site.create_manager(), site.create_manager("friend")
     project = stranger.create_project()
+    tried = [give_role(stranger, project, manager=10**6 + number).status_code for number in range(limits.NUMBERS + 1)]
+    assert set(tried) == {404}
+    refused = give_role(stranger, project, manager=friend.id)
+    assert refused.status_code == 404 and "username" in refused.text
+    assert give_role(stranger, project, username="friend").status_code == 200
+    assert give_role(stranger, project, manager=friend.id).status_code == 200  # it sees it now
+    site.clock.pass_time(3600)
+    assert give_role(stranger, project, manager=site.admin.id).status_code == 200
 
-    def give(by: Manager, **body: Any) -> tuple[int, str]:
-        answer = by.post(f"/manager/set_role_for_project/{project}", {"role": READ, **body})
-        return answer.status_code, answer.text
 
-    there, nobody = give(stranger, manager=other.id), give(stranger, manager=986_123)
-    assert (there[0], there[1].replace(str(other.id), "N")) == (404, nobody[1].replace("986123", "N"))
-    assert give(stranger, username="friend")[0] == give(stranger, manager=friend.id)[0] == 200  # it sees it now
-    assert [give(stranger)[0], give(stranger, manager=other.id, username="friend")[0]] == [400, 404]
-    assert give(stranger, manager=stranger.id)[0] == give(site.admin, manager=other.id)[0] == 200
+def test_who_sees_all_managers_gives_roles_by_any_number(site: Site) -> None:
+    project = site.admin.create_project()
+    for number in range(limits.NUMBERS + 1):
+        give_role(site.admin, project, manager=10**6 + number)
+    assert give_role(site.admin, project, manager=site.create_manager().id).status_code == 200
 
 
 def role_of(site: Site, project: int, manager: Manager) -> int:
