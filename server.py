@@ -292,17 +292,18 @@ class Incoming:
     async def read_body(self, limit: int) -> bytes:
         """The whole body. 413 as soon as it is known to exceed the limit (in KiB); 503 while too much is held."""
         self.refuse_longer(limit)
-        parts, size, more = [], 0, True  # joined once: adding to bytes copies all that has arrived
+        body, more = bytearray(), True  # a list of parts takes many times the room where each is a few bytes
         try:
             while more:  # GuardedProtocol watches how long it takes: a timer for each would cost more than decoding
-                part, more = await self.part(size, limit)
-                parts.append(part)
-                size += len(part)
+                part, more = await self.part(len(body), limit)
+                if not body and not more:
+                    return part
+                body += part
                 if more:
-                    self.hold(size)
+                    self.hold(len(body))
         finally:
             self.let_go()
-        return b"".join(parts)
+        return bytes(body)
 
     def hold(self, size: int) -> None:
         """So much is held, and more to come. Refuses (unavailable) who holds most, by address, when it is too much."""

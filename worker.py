@@ -349,17 +349,16 @@ class Client:
 
     def _read(self, response: httpx.Response, path: str) -> httpx.Response:
         """Reads the answer. Fail when it is longer than any of a tracker, _Lost when it does not end."""
-        ends, size, pieces = time.monotonic() + self.LONGEST_READ, 0, []
+        ends, read = time.monotonic() + self.LONGEST_READ, bytearray()  # a list of pieces may take far more room
         for piece in response.iter_bytes():
-            size += len(piece)
-            pieces.append(piece)
-            if size > self.MOST_ANSWER:
+            read += piece
+            if len(read) > self.MOST_ANSWER:
                 most = f"{self.MOST_ANSWER // 2**20} MiB"
                 raise Fail(f"{self.server}{path} answered with more than {most}: is --server the address of a tracker?")
             if time.monotonic() > ends:
                 raise _Lost(f"its answer did not end within {duration(self.LONGEST_READ)}", carried_out=True)
         headers = [(name, value) for name, value in response.headers.raw if name.lower() not in self.OF_TRANSFER]
-        return httpx.Response(response.status_code, headers=headers, content=b"".join(pieces))
+        return httpx.Response(response.status_code, headers=headers, content=bytes(read))
 
     def _headers(self) -> dict[str, str]:
         """What every request says of us. Nothing comes packed: a little may unpack to more than there is memory."""

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -221,3 +222,20 @@ def test_without_the_short_way_answers_are_the_same(
     monkeypatch.setattr(libraries, "HAS_SHORT_WAY", False)
     answer = site.guest.get("/worker/stats")
     assert (answer.status_code, answer.json()["ok"]) == (200, True)
+
+
+def test_a_body_in_small_pieces_takes_no_more_room_than_it_is_long() -> None:
+    """Strangers send them so: a list of such pieces takes twenty times the room, which no limit counts."""
+    coming = iter([b"ab"] * 200_000)
+
+    async def receive() -> dict[str, Any]:
+        piece = next(coming, b"")
+        return {"type": "http.request", "body": piece, "more_body": bool(piece)}
+
+    incoming = server.Incoming({"type": "http", "client": ("127.0.0.1", 1), "headers": []}, receive)
+    tracemalloc.start()
+    try:
+        body = asyncio.run(incoming.read_body(2**20))
+        assert tracemalloc.get_traced_memory()[1] < 4 * len(body) == 4 * 400_000
+    finally:
+        tracemalloc.stop()
