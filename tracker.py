@@ -2924,13 +2924,7 @@ LINE_SIZE = 32  # characters that a line counts besides its text: empty ones tak
 INSERT_LINE = "INSERT INTO job_line (job, number, time, level, scope, message, worker) VALUES (?, ?, ?, ?, ?, ?, ?)"
 
 
-def add_job_lines(
-    tx: Tx,
-    job: sqlite3.Row,
-    worker: int,
-    entries: Sequence[shapes.TaskEntry],
-    source: str = "",
-) -> int:
+def add_job_lines(tx: Tx, job: sqlite3.Row, worker: int, entries: Sequence[shapes.TaskEntry], source: str = "") -> int:
     """Adds a worker's lines to a job's log, whatever their level, until the log is full. How many were stored.
 
     `source`: the address from which they come, where the worker may be one that nobody has granted access.
