@@ -64,6 +64,7 @@ import traceback
 import types
 import urllib.parse
 import urllib.request
+import weakref
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -296,6 +297,58 @@ class _Lost(Exception):
     hopeless: bool = False  # waiting will hardly help
 
 
+class _Heads:
+    """Ends the connections of a client when an answer does not begin, although bytes of its headers may keep coming.
+
+    httpx bounds how long it waits for the next byte, and nothing more.
+    """
+
+    PERIOD = 5.0  # seconds from one look to the next
+
+    def __init__(self) -> None:
+        self.sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+        self.due: dict[object, float] = {}  # by request, until when its headers must be there
+        self.lock = threading.Lock()
+        self.looks = False
+        self.ended = ""  # what was waited for, if we have ended connections since somebody asked
+
+    def watching(self, patience: float) -> Callable[[str, dict[str, Any]], None]:
+        """What httpx is to tell of a request, whose answer must begin so many seconds after it was sent."""
+        request = object()
+
+        def note(event: str, told: dict[str, Any]) -> None:
+            if event.endswith(("connect_tcp.complete", "start_tls.complete")):
+                self.sockets.add(told["return_value"].get_extra_info("socket"))
+            elif event.endswith("send_request_body.complete"):
+                self.begin(request, patience)
+            elif "receive_response_headers" in event and not event.endswith("started"):
+                self.due.pop(request, None)
+
+        return note
+
+    def begin(self, request: object, patience: float) -> None:
+        with self.lock:
+            self.due[request] = time.monotonic() + patience
+            if not self.looks:
+                self.looks = True
+                threading.Thread(target=self.look, args=(patience,), name="headers", daemon=True).start()
+
+    def look(self, patience: float) -> None:
+        """The body of the thread, which ends when nothing is waited for. Which socket is whose, nobody tells us."""
+        while True:
+            time.sleep(self.PERIOD)
+            with self.lock:
+                if not self.due:
+                    self.looks = False
+                    return
+                late = min(self.due.values()) < time.monotonic()
+            if late:
+                self.ended = f"its answer did not begin within {duration(patience)}"
+                for one in list(self.sockets):
+                    with contextlib.suppress(OSError):
+                        one.shutdown(socket.SHUT_RDWR)
+
+
 class Client:
     """Calls to one tracker that wait out a rate limit and a lost server.
 
@@ -307,7 +360,7 @@ class Client:
     FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
     INTERNAL_ERRORS_BORNE = 3
     MOST_ANSWER = 2**26  # bytes: more than the largest list of tasks or projects
-    LONGEST_READ = 600.0  # seconds from the headers to the end of an answer
+    LONGEST_READ = 600.0  # seconds from the headers to the end of an answer; to them, beyond how long a byte may take
     OF_TRANSFER = (b"content-encoding", b"transfer-encoding", b"content-length")
     # Shorter than servers keep an idle connection: one that they close as we reuse it looks like a lost answer.
     LIMITS = httpx.Limits(keepalive_expiry=2)
@@ -321,6 +374,7 @@ class Client:
         self.credentials_file: Path | None = None
         self.reached = False
         self.process = os.getpid()
+        self.heads = _Heads()
         #: The last call may have been carried out although its answer never came.
         self.uncertain = False
         try:
@@ -338,14 +392,19 @@ class Client:
         headers = {**self._headers(), "Content-Type": kind}
 
         def send() -> httpx.Response:
-            with (
-                self.interrupts.deferred(),
-                self.http.stream(method, self.server + path, content=body, headers=headers) as response,
-            ):
+            with self.interrupts.deferred(), self.stream(method, path, self.TIMEOUT, body, headers) as response:
                 return self._read(response, path)
 
         response, repeated = self._answered(send)
         return Answer(self._content(response, path), _server_time(response), repeated)
+
+    def stream(
+        self, method: str, path: str, timeout: httpx.Timeout, body: Any, headers: dict[str, str]
+    ) -> contextlib.AbstractContextManager[httpx.Response]:
+        """Sends a request, and has its answer as soon as it begins."""
+        trace = self.heads.watching(timeout.read + self.LONGEST_READ)
+        options = {"timeout": timeout, "extensions": {"trace": trace}}
+        return self.http.stream(method, self.server + path, content=body, headers=headers, **options)
 
     def _read(self, response: httpx.Response, path: str) -> httpx.Response:
         """Reads the answer. Fail when it is longer than any of a tracker, _Lost when it does not end."""
@@ -398,7 +457,8 @@ class Client:
             response = send()
         except httpx.RequestError as error:
             was_connected = not isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout))
-            raise _Lost(str(error) or type(error).__name__, carried_out=was_connected) from None
+            ended, self.heads.ended = self.heads.ended, ""
+            raise _Lost(ended or str(error) or type(error).__name__, carried_out=was_connected) from None
         self.reached = True
         if (status := response.status_code) >= 500:
             hopeless = status not in (502, 503, 504)
@@ -3986,8 +4046,7 @@ def send_project(client: Client, file: BinaryIO, size: int, name: str) -> dict[s
     def send() -> httpx.Response:
         headers = {**client._headers(), "Content-Type": "application/x-ndjson", "Content-Length": str(size)}
         patient = httpx.Timeout(120, connect=10, read=3600)  # it is answered when all of it is staged
-        url = client.server + path
-        with client.http.stream("POST", url, content=chunks(), headers=headers, timeout=patient) as response:
+        with client.stream("POST", path, patient, chunks(), headers) as response:
             return client._read(response, path)
 
     response, _ = client._answered(send)

@@ -1,17 +1,20 @@
 """worker.py as a library: what a worker of one's own in Python is written with, against a real tracker."""
 
+import itertools
 import json
 import logging
 import math
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
+import httpx
 import pytest
 from conftest import Site, wait_until
 from test_worker import WORKER_PY, free_port, losing, posix_only, tracker_process
@@ -1034,3 +1037,64 @@ def test_what_is_said_goes_to_a_logger_on_lines_that_cannot_steer_a_terminal(sit
     with caplog.at_level(logging.WARNING), first(mine, project) as task:
         task.fail("\x1b[2J")
     assert "\x1b" not in caplog.text and "\\x1b" in caplog.text
+
+
+# ── An answer that never ends ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+@contextmanager
+def dripping(begin: bytes, drip: bytes):
+    """The URL of a tracker whose first answer begins so, and goes on so without an end; the next one is whole."""
+    body = b'{"ok": true, "content": {"whole": 1}}'
+    whole = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+    ended = threading.Event()
+
+    def answer(number: int, connection: socket.socket) -> None:
+        with connection, suppress(OSError):
+            connection.recv(65536)
+            connection.sendall(whole if number else begin)
+            while not number and not ended.wait(0.05):
+                connection.sendall(drip)
+
+    def serve() -> None:
+        for number in itertools.count():
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=answer, args=(number, connection), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        ended.set()
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+@posix_only
+@pytest.mark.parametrize(
+    ("begin", "drip"),
+    [
+        (b"HTTP/1.1 200 OK\r\n", b"X-A: b\r\n"),
+        (b"HTTP/1.1 200 OK\r\nX-A: ", b"b"),
+        (b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n", b" "),
+    ],
+    ids=["headers", "a header", "announcements", "a body"],
+)
+def test_an_answer_that_drips_for_ever_is_given_up_and_asked_for_again(begin, drip, monkeypatch, caplog):
+    monkeypatch.setattr(worker.Client, "TIMEOUT", httpx.Timeout(1, connect=10))
+    monkeypatch.setattr(worker.Client, "LONGEST_READ", 0.5)
+    monkeypatch.setattr(worker._Heads, "PERIOD", 0.1)
+    with dripping(begin, drip) as url, Tracker(url, worker=worker.Worker(1, "mine", "s" * 43)) as mine:
+        assert mine.client.call("GET", "/project/list").content == {"whole": 1}
+    assert "its answer did not " in caplog.text
+
+
+def test_no_connection_is_ended_while_each_answer_begins_in_time(site, mine, project, monkeypatch):
+    monkeypatch.setattr(worker._Heads, "PERIOD", 0.01)
+    ended = []
+    monkeypatch.setattr(socket.socket, "shutdown", lambda *told: ended.append(told))
+    for _ in range(20):
+        mine.client.call("GET", "/project/list")
+    assert not ended and not mine.client.heads.due
