@@ -586,9 +586,9 @@ def test_an_upload_whose_manager_loses_the_role_meanwhile_is_refused_at_its_end(
             admin, project = await one.db.write(found)
             content, session = await one.db.write(tracker.register_manager, "other", "unused")
             other = content.id
-            await one.db.write(call, tracker.set_role, admin, project, shapes.RoleBody(other, EDIT))
+            await one.db.write(call, tracker.set_role, admin, project, shapes.RoleBody(manager=other, role=EDIT))
             operation = await one.db.write(call, tracker.begin_lines_submit, session, project)
-            await one.db.write(call, tracker.set_role, admin, project, shapes.RoleBody(other, READ))
+            await one.db.write(call, tracker.set_role, admin, project, shapes.RoleBody(manager=other, role=READ))
             with pytest.raises(tracker.TrackerError, match="You have no EDIT role"):
                 await tracker.stage_lines(one.db, operation, upload_of(io.BytesIO(MANY), project), session)
             assert await one.db.read(tracker.unaccepted_bulk_submits) == [operation]
