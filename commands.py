@@ -220,7 +220,7 @@ def give_memory_back() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:
         mallopt(M_ARENA_MAX, 2)
-        mallopt(M_MMAP_THRESHOLD, 2**20)
+        mallopt(M_MMAP_THRESHOLD, 2**17)  # less than the pieces of long answers, which would leave holes
 
 
 def serve(settings: Settings, sources: dict[str, str], options: argparse.Namespace) -> None:
