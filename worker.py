@@ -322,11 +322,13 @@ class _Heads:
             elif event.endswith("send_request_body.complete"):
                 self.begin(request, patience)
             elif "receive_response_headers" in event and not event.endswith("started"):
-                self.due.pop(request, None)
+                with self.lock:
+                    self.due.pop(request, None)
 
         return note
 
     def begin(self, request: object, patience: float) -> None:
+        """The request is sent. A thread looks after all that wait, as long as one does."""
         with self.lock:
             self.due[request] = time.monotonic() + patience
             if not self.looks:
