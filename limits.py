@@ -273,7 +273,11 @@ class Limits:
         return True
 
     def bring_as_stranger(self, source: str, size: int) -> None:
-        """A worker without access brings so many bytes of a job from this address. 429 when too much was brought."""
+        """A worker without access brings so many bytes of a job from this address. 429 when too much was brought.
+
+        What is larger than all that may come at once counts as so much: else it would be refused for ever.
+        """
+        size = min(size, int(0.99 * 1024 * self.settings.stranger_job_rate * JOB_BURST))
         self._pass(self.stranger_jobs, "stranger_job_rate", "log lines and results of jobs", source, size)
 
     def drops_line(self) -> bool:

@@ -348,7 +348,7 @@ class _Heads:
                 self.ended = f"its answer did not begin within {duration(patience)}"
                 for one in list(self.sockets):
                     with contextlib.suppress(OSError):
-                        one.shutdown(socket.SHUT_RDWR)
+                        socket.socket.shutdown(one, socket.SHUT_RDWR)  # below TLS, which its thread reads
 
 
 class Client:

@@ -388,6 +388,12 @@ def test_strangers_do_not_fill_the_disk_with_results_of_jobs_which_wait(stranger
     assert stranger.released(1, output="x" * 20_000)
 
 
+def test_a_result_of_a_stranger_that_is_larger_than_what_may_come_at_once_waits_and_is_taken(stranger: Worker) -> None:
+    assert stored_lines(stranger) == 5 and stranger.release(1, output="x" * 400_000).status_code == 429
+    stranger.site.clock.pass_time(600)
+    assert stranger.released(1, output="x" * 400_000)
+
+
 def test_a_small_result_of_a_stranger_does_not_wait(stranger: Worker) -> None:
     assert stored_lines(stranger) == 5 and stranger.released(1, output="done")
 
