@@ -33,6 +33,11 @@ log = logging.getLogger("tracker")
 UPTIME_INTERVAL = 1.0  # seconds; a crash makes leases at most this much longer
 
 
+def nobody_waits() -> float:
+    """For how long others leave a transaction its turn, in seconds."""
+    return math.inf
+
+
 class Tx:
     """An open transaction: `execute`, one instant (`time`, `uptime`), the settings, what the commit announces."""
 
@@ -67,7 +72,9 @@ class Tx:
         self.looked = 0  # rows that searches have looked at
         self.seen: set[int] = set()  # workers whose last_seen is due
         self.ready: list[tuple[int, int]] = []  # (project, number of its tasks that became ready)
-        self.turn: Callable[[], float] = lambda: self.STEP_SECONDS
+        self.turn: Callable[[], float] = (
+            nobody_waits  # no function made here: with it this one would be garbage in a cycle
+        )
 
     @property
     def trusted_time(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import json
 import os
 import socket
@@ -243,6 +244,16 @@ def test_a_batch_without_any_that_go_first_is_short_while_such_come(batches: Bat
     assert batches.run(*others) == others[1:] and batches.done == [0]
     batches.committer.OTHERS_TIME = 1e9
     assert batches.run(*others) == []
+
+
+def test_no_transaction_is_left_for_the_collector_of_garbage(batches: Batches) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        batches.run(batches.write(1), batches.write(2))
+        assert not [one for one in gc.get_objects() if isinstance(one, writer.Tx)]
+    finally:
+        gc.enable()
 
 
 def test_what_a_batch_had_no_time_for_comes_with_the_next_one(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
