@@ -19,6 +19,7 @@ from typing import Any
 
 import msgspec
 from conftest import empty_tracker
+from lending import lend
 from msgspec import UNSET
 
 import shapes
@@ -96,11 +97,9 @@ class Memory:
     """A tracker's database in memory. `do` runs a domain function in a transaction of its own."""
 
     def __init__(self, **settings: Any) -> None:
-        self.connection = sqlite3.connect(":memory:", isolation_level=None, cached_statements=512)
-        self.connection.row_factory = sqlite3.Row
+        self.connection = lend(self, empty_tracker().serialize())
         self.settings, self.clock = tracker.Settings(**settings), StillClock()
         self.announced: Counter[int] = Counter()  # project: how many of its tasks the last transaction said are ready
-        empty_tracker().backup(self.connection)
 
     def do(self, function: Callable, *args: Any) -> Any:
         self.connection.execute("BEGIN IMMEDIATE")
@@ -127,7 +126,7 @@ class Memory:
     def furnish(self) -> Place:
         """Makes a Place, in a database that is new: a copy of the first one, at a tenth of the time."""
         first, place = furnished()
-        first.connection.backup(self.connection)
+        self.connection = lend(self, first)
         return copy.deepcopy(place)
 
     def rows(self, sql: str, *parameters: Any) -> list[sqlite3.Row]:
@@ -135,6 +134,14 @@ class Memory:
 
     def values(self, sql: str, *parameters: Any) -> list[tuple]:
         return [tuple(row) for row in self.rows(sql, *parameters)]
+
+
+def in_memory(connection: sqlite3.Connection) -> sqlite3.Connection:
+    """A database of its own with the same contents."""
+    other = sqlite3.connect(":memory:", isolation_level=None)
+    other.row_factory = sqlite3.Row
+    connection.backup(other)
+    return other
 
 
 class Queue(Memory):
@@ -470,9 +477,10 @@ def furnish(tx: Tx) -> Place:
 
 
 @functools.cache
-def furnished() -> tuple[Memory, Place]:
+def furnished() -> tuple[bytes, Place]:
     memory = Memory()
-    return memory, memory.do(furnish)
+    place = memory.do(furnish)
+    return memory.connection.serialize(), place
 
 
 def furnish_jobs(

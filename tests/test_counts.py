@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from place import OPERATIONS, Memory, Operation, call, check_counts, new_task
+from place import OPERATIONS, Memory, Operation, call, check_counts, in_memory, new_task
 from test_atomicity import Sabotage, sabotaged
 
 import shapes
@@ -35,9 +35,7 @@ class Batches(Memory):
 
     def copy(self) -> Batches:
         other = copy.copy(self)
-        other.connection = sqlite3.connect(":memory:", isolation_level=None)
-        other.connection.row_factory = sqlite3.Row
-        self.connection.backup(other.connection)
+        other.connection = in_memory(self.connection)
         return other
 
     def commit(self, *calls: Operation) -> list[Any]:

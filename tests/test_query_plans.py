@@ -16,7 +16,18 @@ from typing import Any
 
 import msgspec
 import pytest
-from place import OPERATIONS, Memory, Operation, Place, StillClock, call, create_worker, furnish, new_task
+from place import (
+    OPERATIONS,
+    Memory,
+    Operation,
+    Place,
+    StillClock,
+    call,
+    create_worker,
+    furnish,
+    in_memory,
+    new_task,
+)
 
 import acts
 import counts
@@ -41,7 +52,7 @@ class Bench(Memory):
 
     def copy(self) -> Bench:
         other = Bench()
-        self.connection.backup(other.connection)
+        other.connection = in_memory(self.connection)
         other.rows("SELECT 1 FROM sqlite_master")  # else the next statement is charged for reading the schema
         return other
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import random
-import sqlite3
 from collections import Counter
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -13,7 +12,7 @@ from typing import Any
 import msgspec
 import place
 import pytest
-from place import Jobs, check_counts, new_task
+from place import Jobs, check_counts, in_memory, new_task
 from test_atomicity import sabotaged
 
 import shapes
@@ -55,9 +54,7 @@ class Several(Jobs):
 
     def copy(self) -> Several:
         other = copy.copy(self)
-        other.connection = sqlite3.connect(":memory:", isolation_level=None)
-        other.connection.row_factory = sqlite3.Row
-        self.connection.backup(other.connection)
+        other.connection = in_memory(self.connection)
         return other
 
     def contents(self) -> list[str]:
