@@ -250,7 +250,7 @@ def test_no_transaction_is_left_for_the_collector_of_garbage(batches: Batches) -
     gc.collect()
     gc.disable()
     try:
-        batches.run(batches.write(1), batches.write(2))
+        writer.Tx(batches.connection, tracker.Clock(), tracker.Settings())
         assert not [one for one in gc.get_objects() if isinstance(one, writer.Tx)]
     finally:
         gc.enable()
