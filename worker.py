@@ -297,56 +297,80 @@ class _Lost(Exception):
     hopeless: bool = False  # waiting will hardly help
 
 
-class _Heads:
-    """Ends the connections of a client when an answer does not begin, although bytes of its headers may keep coming.
+class _Wait:
+    """What one request waits for, and until when."""
 
-    httpx bounds how long it waits for the next byte, and nothing more.
+    due, patience, what = math.inf, 0.0, ""
+    is_late = False  # its connection was ended
+
+
+class _Deadlines:
+    """Ends the connections of a client when an answer does not begin, or not end, although bytes may keep coming.
+
+    httpx bounds how long it waits for the next byte, and nothing more: those of headers, of the head of a chunk, or of
+    packed nothing bring none of the answer.
     """
 
     PERIOD = 5.0  # seconds from one look to the next
 
     def __init__(self) -> None:
         self.sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
-        self.due: dict[object, float] = {}  # by request, until when its headers must be there
+        self.waits: set[_Wait] = set()
         self.lock = threading.Lock()
         self.looks = False
-        self.ended = ""  # what was waited for, if we have ended connections since somebody asked
 
-    def watching(self, patience: float) -> Callable[[str, dict[str, Any]], None]:
-        """What httpx is to tell of a request, whose answer must begin so many seconds after it was sent."""
-        request = object()
+    @contextlib.contextmanager
+    def watching(self, begins: float, ends: float) -> Iterator[Callable[[str, dict[str, Any]], None]]:
+        """What httpx is to tell of a request, whose answer must begin so many seconds after it was sent, and then end.
+
+        It may be shorter than it seems if it does not: httpx.ReadTimeout is raised at the end.
+        """
+        wait = _Wait()
 
         def note(event: str, told: dict[str, Any]) -> None:
             if event.endswith(("connect_tcp.complete", "start_tls.complete")):
-                self.sockets.add(told["return_value"].get_extra_info("socket"))
-            elif event.endswith("send_request_body.complete"):
-                self.begin(request, patience)
-            elif "receive_response_headers" in event and not event.endswith("started"):
                 with self.lock:
-                    self.due.pop(request, None)
+                    self.sockets.add(told["return_value"].get_extra_info("socket"))
+            elif event.endswith("send_request_headers.started"):  # a proxy may have answered before
+                wait.due = math.inf
+            elif event.endswith("receive_response_headers.started"):
+                self.begin(wait, begins, "begin")
+            elif event.endswith("receive_response_headers.complete"):
+                self.begin(wait, ends, "end")
 
-        return note
+        try:
+            yield note
+        except httpx.RequestError:
+            if not wait.is_late:
+                raise
+        finally:
+            with self.lock:
+                self.waits.discard(wait)
+        if wait.is_late:
+            raise httpx.ReadTimeout(f"its answer did not {wait.what} within {duration(wait.patience)}")
 
-    def begin(self, request: object, patience: float) -> None:
-        """The request is sent. A thread looks after all that wait, as long as one does."""
+    def begin(self, wait: _Wait, patience: float, what: str) -> None:
+        """Something is waited for. A thread looks after all that wait, as long as one does."""
         with self.lock:
-            self.due[request] = time.monotonic() + patience
+            wait.due, wait.patience, wait.what = time.monotonic() + patience, patience, what
+            self.waits.add(wait)
             if not self.looks:
                 self.looks = True
-                threading.Thread(target=self.look, args=(patience,), name="headers", daemon=True).start()
+                threading.Thread(target=self.look, name="deadlines", daemon=True).start()
 
-    def look(self, patience: float) -> None:
+    def look(self) -> None:
         """The body of the thread, which ends when nothing is waited for. Which socket is whose, nobody tells us."""
         while True:
             time.sleep(self.PERIOD)
             with self.lock:
-                if not self.due:
+                if not self.waits:
                     self.looks = False
                     return
-                late = min(self.due.values()) < time.monotonic()
-            if late:
-                self.ended = f"its answer did not begin within {duration(patience)}"
-                for one in list(self.sockets):
+                late = [wait for wait in self.waits if wait.due < time.monotonic()]
+                for wait in late:
+                    self.waits.discard(wait)
+                    wait.is_late = True
+                for one in list(self.sockets) if late else ():
                     with contextlib.suppress(OSError):
                         socket.socket.shutdown(one, socket.SHUT_RDWR)  # below TLS, which its thread reads
 
@@ -376,7 +400,7 @@ class Client:
         self.credentials_file: Path | None = None
         self.reached = False
         self.process = os.getpid()
-        self.heads = _Heads()
+        self.deadlines = _Deadlines()
         #: The last call may have been carried out although its answer never came.
         self.uncertain = False
         try:
@@ -394,30 +418,37 @@ class Client:
         headers = {**self._headers(), "Content-Type": kind}
 
         def send() -> httpx.Response:
-            with self.interrupts.deferred(), self.stream(method, path, self.TIMEOUT, body, headers) as response:
+            with self.interrupts.deferred(), self.stream(method, path, headers, body) as response:
                 return self._read(response, path)
 
         response, repeated = self._answered(send)
         return Answer(self._content(response, path), _server_time(response), repeated)
 
+    @contextlib.contextmanager
     def stream(
-        self, method: str, path: str, timeout: httpx.Timeout, body: Any, headers: dict[str, str]
-    ) -> contextlib.AbstractContextManager[httpx.Response]:
-        """Sends a request, and has its answer as soon as it begins."""
-        trace = self.heads.watching(timeout.read + self.LONGEST_READ)
-        options = {"timeout": timeout, "extensions": {"trace": trace}}
-        return self.http.stream(method, self.server + path, content=body, headers=headers, **options)
+        self,
+        method: str,
+        path: str,
+        headers: dict[str, str],
+        body: Any = None,
+        timeout: httpx.Timeout | None = None,
+        longest: float | None = None,
+    ) -> Iterator[httpx.Response]:
+        """Sends a request, and has its answer as soon as it begins. It ends in so many seconds, or is none."""
+        timeout, longest = timeout or self.TIMEOUT, longest or self.LONGEST_READ
+        with self.deadlines.watching(timeout.read + self.LONGEST_READ, longest) as trace:
+            options = {"timeout": timeout, "extensions": {"trace": trace}}
+            with self.http.stream(method, self.server + path, content=body, headers=headers, **options) as response:
+                yield response
 
     def _read(self, response: httpx.Response, path: str) -> httpx.Response:
-        """Reads the answer. Fail when it is longer than any of a tracker, _Lost when it does not end."""
-        ends, read = time.monotonic() + self.LONGEST_READ, bytearray()  # a list of pieces may take far more room
+        """Reads the answer. Fail when it is longer than any of a tracker."""
+        read = bytearray()  # a list of pieces may take far more room
         for piece in response.iter_bytes():
             read += piece
             if len(read) > self.MOST_ANSWER:
                 most = f"{self.MOST_ANSWER // 2**20} MiB"
                 raise Fail(f"{self.server}{path} answered with more than {most}: is --server the address of a tracker?")
-            if time.monotonic() > ends:
-                raise _Lost(f"its answer did not end within {duration(self.LONGEST_READ)}", carried_out=True)
         headers = [(name, value) for name, value in response.headers.raw if name.lower() not in self.OF_TRANSFER]
         return httpx.Response(response.status_code, headers=headers, content=bytes(read))
 
@@ -459,8 +490,7 @@ class Client:
             response = send()
         except httpx.RequestError as error:
             was_connected = not isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout))
-            ended, self.heads.ended = self.heads.ended, ""
-            raise _Lost(ended or str(error) or type(error).__name__, carried_out=was_connected) from None
+            raise _Lost(str(error) or type(error).__name__, carried_out=was_connected) from None
         self.reached = True
         if (status := response.status_code) >= 500:
             hopeless = status not in (502, 503, 504)
@@ -2348,7 +2378,8 @@ class RunClient(Client):
         def receive() -> httpx.Response:
             file.seek(0)
             file.truncate()
-            with quiet.http.stream("GET", self.server + path, headers=self._headers(), timeout=30) as response:
+            timeout = httpx.Timeout(30)
+            with self.stream("GET", path, self._headers(), timeout=timeout, longest=LONGEST_MOVE) as response:
                 for piece in response.iter_bytes() if response.status_code == 200 else ():
                     halt.check()
                     if file.tell() + len(piece) > most:
@@ -3980,7 +4011,7 @@ def fetch_project(client: Client, project: int, body: bytes, file: BinaryIO) -> 
         file.seek(0)
         file.truncate()
         headers = {**client._headers(), "Content-Type": "application/json"}
-        with client.http.stream("POST", client.server + path, content=body, headers=headers) as response:
+        with client.stream("POST", path, headers, body, longest=LONGEST_MOVE) as response:
             if response.status_code != 200 or "ndjson" not in response.headers.get("Content-Type", ""):
                 return client._read(response, path)
             for piece in response.iter_bytes():
@@ -4048,7 +4079,7 @@ def send_project(client: Client, file: BinaryIO, size: int, name: str) -> dict[s
     def send() -> httpx.Response:
         headers = {**client._headers(), "Content-Type": "application/x-ndjson", "Content-Length": str(size)}
         patient = httpx.Timeout(120, connect=10, read=3600)  # it is answered when all of it is staged
-        with client.stream("POST", path, patient, chunks(), headers) as response:
+        with client.stream("POST", path, headers, chunks(), patient) as response:
             return client._read(response, path)
 
     response, _ = client._answered(send)

@@ -1,5 +1,6 @@
 """worker.py as a library: what a worker of one's own in Python is written with, against a real tracker."""
 
+import gzip
 import itertools
 import json
 import logging
@@ -1071,6 +1072,10 @@ def dripping(begin: bytes, drip: bytes):
         listener.shutdown(socket.SHUT_RDWR)
 
 
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+EMPTY_GZIP = gzip.compress(b"")[:10]  # its header
+
+
 @posix_only
 @pytest.mark.parametrize(
     ("begin", "drip"),
@@ -1079,22 +1084,56 @@ def dripping(begin: bytes, drip: bytes):
         (b"HTTP/1.1 200 OK\r\nX-A: ", b"b"),
         (b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 100 Continue\r\n\r\n"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n", b" "),
+        (b"HTTP/1.0 200 OK\r\n\r\n", b" "),
+        (CHUNKED, b"1\r\n \r\n"),
+        (CHUNKED + b"5;", b"a"),
+        (CHUNKED + b"2\r\n{}\r\n0\r\n", b"X-A: b\r\n"),
+        (CHUNKED + b"2\r\n{}\r\n0\r\nX-A:", b"b"),
+        (b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n" + EMPTY_GZIP, b"\0\0\0\xff\xff"),
     ],
-    ids=["headers", "a header", "announcements", "a body"],
+    ids=[
+        "headers",
+        "a header",
+        "announcements",
+        "a body",
+        "a body without length",
+        "chunks",
+        "the head of a chunk",
+        "trailers",
+        "a trailer",
+        "packed nothing",
+    ],
 )
 def test_an_answer_that_drips_for_ever_is_given_up_and_asked_for_again(begin, drip, monkeypatch, caplog):
     monkeypatch.setattr(worker.Client, "TIMEOUT", httpx.Timeout(1, connect=10))
     monkeypatch.setattr(worker.Client, "LONGEST_READ", 0.5)
-    monkeypatch.setattr(worker._Heads, "PERIOD", 0.1)
+    monkeypatch.setattr(worker._Deadlines, "PERIOD", 0.1)
     with dripping(begin, drip) as url, Tracker(url, worker=worker.Worker(1, "mine", "s" * 43)) as mine:
         assert mine.client.call("GET", "/project/list").content == {"whole": 1}
     assert "its answer did not " in caplog.text
 
 
 def test_no_connection_is_ended_while_each_answer_begins_in_time(site, mine, project, monkeypatch):
-    monkeypatch.setattr(worker._Heads, "PERIOD", 0.01)
+    monkeypatch.setattr(worker._Deadlines, "PERIOD", 0.01)
     ended = []
     monkeypatch.setattr(socket.socket, "shutdown", lambda *told: ended.append(told))
     for _ in range(20):
         mine.client.call("GET", "/project/list")
-    assert not ended and not mine.client.heads.due
+    assert not ended and not mine.client.deadlines.waits
+
+
+@posix_only
+@pytest.mark.parametrize("what", ["what is attached to a job", "an exported project"])
+def test_a_file_that_drips_for_ever_is_given_up_and_asked_for_again(what, monkeypatch, tmp_path):
+    monkeypatch.setattr(worker, "LONGEST_MOVE", 0.5)
+    monkeypatch.setattr(worker._Deadlines, "PERIOD", 0.1)
+    begin = CHUNKED.replace(b"\r\n\r\n", b"\r\nContent-Type: application/x-ndjson\r\n\r\n") + b"5;"
+    with dripping(begin, b"a") as url, open(tmp_path / "file", "w+b") as file:
+        client = worker.RunClient(url, worker.Unheard("", ""), worker.Halt())
+        if what == "an exported project":
+            with suppress(worker.Fail):  # the next answer is no project
+                worker.fetch_project(client, 1, b"{}", file)
+            assert client.reached
+        else:
+            client.fetch("/task/attachments/1", file, 1000, worker.Halt())
+            assert file.tell() > 30
