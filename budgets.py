@@ -15,8 +15,10 @@ from __future__ import annotations
 
 import math
 import sqlite3
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+from msgspec import UNSET, Raw, UnsetType
 
 from errors import TrackerError
 from shapes import Manager, TaskEntry
@@ -214,23 +216,44 @@ def room_for_job_lines(tx: Tx, project: int, entries: Sequence[TaskEntry], worke
     """Whether the lines of a job's log fit into its project, which may be trusted; too many of a stranger's do not."""
     size = sum(line_size(entry.scope, entry.message) for entry in entries)
     try:
-        check_stranger(tx, worker, source, project, size)
+        check_stranger(tx, worker, source, {project: size})
     except TrackerError:
         return False
     return is_trusted(tx, project) or has_room(tx, size, project) or tx.limits.beyond("max_untrusted_projects")
 
 
+class Bringer(Protocol):
+    """A worker that brings something, and the address to which that counts; none: this machine."""
+
+    id: int
+    source: str
+
+
 SMALL_RESULT = 4096  # bytes, which anybody may bring at the end of a job
 
 
-def check_stranger(tx: Tx, worker: int, source: str, project: int, size: int) -> None:
-    """Refuses (429) more bytes of jobs than workers without access may bring from an address (none: this machine).
+def check_results(tx: Tx, worker: Bringer, results: Mapping[int, tuple[int, Raw | UnsetType]]) -> None:
+    """Refuses (429) results of jobs, by task with their projects, that are more than a stranger may bring.
+
+    All of them, and then none counts: else of several that are sent again and again the first would spend each time
+    what the last wait for.
+    """
+    sizes: dict[int, int] = {}
+    for project, output in results.values():
+        size = 0 if output is UNSET else memoryview(output).nbytes
+        if size > SMALL_RESULT:
+            sizes[project] = sizes.get(project, 0) + size
+    check_stranger(tx, worker.id, worker.source, sizes)
+
+
+def check_stranger(tx: Tx, worker: int, source: str, sizes: dict[int, int]) -> None:
+    """Refuses (429) more bytes of jobs, by project, than workers without access may bring from an address.
 
     Else one that makes jobs by a template that needs no key, and does them itself, fills the disk.
     """
     granted = "SELECT 1 FROM worker_access WHERE worker = ? AND project = ? AND role_assign AND NOT request"
-    if source and not tx.one(granted, (worker, project)):
-        tx.limits.bring_as_stranger(source, size)
+    if source and (strange := [size for project, size in sizes.items() if not tx.one(granted, (worker, project))]):
+        tx.limits.bring_as_stranger(source, sum(strange))
 
 
 def weigh(tx: Tx, project: int, size: int) -> None:

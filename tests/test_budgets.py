@@ -394,6 +394,24 @@ def test_a_result_of_a_stranger_that_is_larger_than_what_may_come_at_once_waits_
     assert stranger.released(1, output="x" * 400_000)
 
 
+def release_in_bulk(worker: Worker, size: int) -> httpx.Response:
+    """Three tasks, each with a result of so many bytes."""
+    releases = [{"task_id": number, "result": 0, "output": "x" * size} for number in (1, 2, 3)]
+    return worker.http.post("/task/bulk_release", json={"releases": releases})
+
+
+@pytest.mark.parametrize("size", [90_000, 150_000], ids=["fit", "are larger than all that may come at once"])
+def test_results_of_a_stranger_that_come_together_wait_and_are_taken_together(stranger: Worker, size: int) -> None:
+    for number in (2, 3):
+        assert trigger_keyless(stranger.site, "203.0.113.9") == 200 and stranger.assigned(1)["id"] == number
+    assert stored_lines(stranger) == 5
+    stranger.site.clock.pass_time(100)
+    refused = release_in_bulk(stranger, size)
+    assert refused.status_code == 429 and refused.json()["message"].startswith("Too many log lines")
+    stranger.site.clock.pass_time(int(refused.headers["Retry-After"]) + 1)
+    assert release_in_bulk(stranger, size).json()["content"] == {"updated": [True] * 3}
+
+
 def test_a_small_result_of_a_stranger_does_not_wait(stranger: Worker) -> None:
     assert stored_lines(stranger) == 5 and stranger.released(1, output="done")
 
