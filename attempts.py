@@ -129,6 +129,12 @@ def note_address(tx: Tx, manager: int, address: str) -> None:
     tx.execute(dropped, {"manager": manager, "most": MOST_ADDRESSES})
 
 
+def may_guess(tx: Tx, manager: int) -> bool:
+    """Whether a manager may name another number of somebody whom it does not see. It is counted."""
+    known = tx.execute("SELECT address FROM login_address WHERE manager = ? AND address <> ''", (manager,))
+    return tx.limits.may_guess(manager, [row["address"] for row in known])
+
+
 def give_way() -> None:
     """Lets all others go before this thread: a password takes a core for a moment, and there may be two cores."""
     if hasattr(os, "setpriority") and sys.platform == "linux":  # elsewhere it would be the whole process

@@ -12,7 +12,7 @@ import functools
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +25,8 @@ log = logging.getLogger("tracker")
 MIB = 2**20
 MOST_SOURCES = 20_000  # workers or addresses that a Rate remembers
 LOG_BURST = 60.0  # seconds whose log lines may come at once
-NUMBERS = 20  # managers in an hour that one may give roles by number without seeing them
+NUMBERS = 20  # managers in an hour that one may give roles by number without seeing them; and
+TEAM = 3  # times as many may all managers who have logged in from the same address
 JOB_BURST = 300.0  # and what strangers bring of jobs
 HOUR = 3600.0
 SITE = 8  # times what an address may do, may those of one /48 of IPv6 together
@@ -228,6 +229,7 @@ class Limits:
         self.address_logs = AddressRate(1024 * settings.address_log_rate, LOG_BURST, time)
         self.stranger_jobs = AddressRate(1024 * settings.stranger_job_rate, JOB_BURST, time)
         self.numbers = Rate(NUMBERS / HOUR, HOUR, time)
+        self.network_numbers = AddressRate(TEAM * NUMBERS / HOUR, HOUR, time)
         self.rota = Rota()
         self.heard = Heard(time, settings.max_wait)
         self.free_disk: int | None = None  # bytes, when it was last looked at
@@ -265,11 +267,16 @@ class Limits:
             self.address_logs.take(source, size)
         return True
 
-    def may_guess(self, manager: int) -> bool:
-        """Whether a manager may name another number of somebody whom it does not see. It is counted."""
-        if self.numbers.delay(manager):
+    def may_guess(self, manager: int, networks: Sequence[str]) -> bool:
+        """Whether a manager who has logged in from there may name another number of somebody whom it does not see.
+
+        It is counted, as of the manager, so of those: whoever registers under many names would have as much for each.
+        """
+        if self.numbers.delay(manager) or any(map(self.network_numbers.delay, networks)):
             return False
         self.numbers.take(manager)
+        for network in networks:
+            self.network_numbers.take(network)
         return True
 
     def bring_as_stranger(self, source: str, size: int) -> None:

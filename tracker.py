@@ -98,6 +98,7 @@ from attempts import (
     count_registering,
     forget_attempts,
     hash_password,
+    may_guess,
     note_address,
     password_matches,
     sources_of,
@@ -178,12 +179,7 @@ from shapes import COUNT_COLUMNS, INT16_MAX, INT64_MAX, PROJECT_COLUMNS, Id, Man
 from turns import Turns
 from waiting import Assigned, Polls, Waiters
 from warming import Warming
-from writer import (
-    UPTIME_INTERVAL,
-    Tx,
-    save_uptime,
-    together,
-)
+from writer import UPTIME_INTERVAL, Tx, save_uptime, together
 
 __version__ = "1.0.0"
 
@@ -1019,7 +1015,7 @@ def grantee(tx: Tx, caller: Caller, project: int, body: shapes.RoleBody) -> int:
         raise TrackerError("invalid", "is required, or `username`", "manager")
     here = "SELECT 1 FROM manager_role WHERE manager = ? AND project = ?"
     known = body.manager == caller.manager.id or tx.one(here, (body.manager, project)) or sees_managers(tx, caller)
-    if not known and not tx.limits.may_guess(caller.manager.id):
+    if not known and not may_guess(tx, caller.manager.id):
         raise TrackerError("not_found", "too many numbers of managers whom you do not see: say `username`", "manager")
     if not tx.one("SELECT 1 FROM manager WHERE id = ?", (body.manager,)):
         raise TrackerError("not_found", f"no manager {body.manager}", "manager")

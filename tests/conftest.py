@@ -210,8 +210,8 @@ class Worker:
 class Manager:
     """A manager that is logged in, with a browser's cookies. `http` is its client."""
 
-    def __init__(self, url: str, username: str = "manager", password: str = "password"):
-        self.http = client(url)
+    def __init__(self, url: str, username: str = "manager", password: str = "password", **options: Any):
+        self.http = client(url, **options)
         response = self.http.post("/register", json={"username": username, "password": password})
         assert response.status_code == 200, response.text
         self.id = response.json()["content"]["manager"]["id"]

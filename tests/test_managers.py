@@ -440,6 +440,22 @@ def test_nobody_learns_all_names_by_giving_roles_to_one_number_after_the_other(s
     assert give_role(stranger, project, manager=site.admin.id).status_code == 200
 
 
+def test_nobody_learns_all_names_under_many_names_of_its_own(site: Site) -> None:
+    def tried(address: str) -> list[int]:
+        """How often managers of that address may ask for another number, which nobody has."""
+        headers = {"X-Forwarded-For": address}
+        return [
+            tried_by(Manager(site.url, f"{address} {number}", headers=headers)) for number in range(limits.TEAM + 1)
+        ]
+
+    def tried_by(stranger: Manager) -> int:
+        project = stranger.create_project()
+        refused = (give_role(stranger, project, manager=10**6 + number).text for number in range(limits.NUMBERS + 1))
+        return sum("username" not in text for text in refused)
+
+    assert tried("203.0.113.1") == tried("203.0.113.2") == [limits.NUMBERS] * limits.TEAM + [0]
+
+
 def test_who_sees_all_managers_gives_roles_by_any_number(site: Site) -> None:
     project = site.admin.create_project()
     for number in range(limits.NUMBERS + 1):
