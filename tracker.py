@@ -487,7 +487,8 @@ MOST_LISTED_MOTD = 1000  # characters: strangers' projects must not make everybo
 def project_listed(tx: Tx, caller: Caller, row: sqlite3.Row) -> Project:
     """A project as a list of all shows it."""
     shown = project_shown(tx, caller, row)
-    if not (row["trusted"] or row["role"]) and len(shown.motd) > MOST_LISTED_MOTD:
+    own = caller.manager is not None and caller.manager.id == row["creator"]  # a role anybody may give one
+    if not (row["trusted"] or own) and len(shown.motd) > MOST_LISTED_MOTD:
         shown.motd = shown.motd[: MOST_LISTED_MOTD - 1] + "…"
     return shown
 
@@ -495,10 +496,10 @@ def project_listed(tx: Tx, caller: Caller, row: sqlite3.Row) -> Project:
 def list_projects(tx: Tx, caller: Caller, query: shapes.ProjectsQuery, *, after: str = "") -> list[Project]:
     """Every project that the caller may see, by name: hidden ones only with READ. Archived ones are a list apart.
 
-    Who has no role in one that no tracker admin trusts sees 1,000 characters of its `motd`.
+    Who did not make one that no tracker admin trusts sees 1,000 characters of its `motd`.
     """
     rows = tx.execute(
-        "SELECT p.*, r.role FROM project p LEFT JOIN manager_role r ON r.project = p.id AND r.manager = :manager"
+        "SELECT p.* FROM project p LEFT JOIN manager_role r ON r.project = p.id AND r.manager = :manager"
         " WHERE (NOT p.hidden OR :admin OR r.role & 1) AND p.name > :after AND p.archived = :archived ORDER BY p.name",
         {**caller.as_values, "after": after, "archived": query.archived},
     )

@@ -944,6 +944,13 @@ def test_a_stranger_makes_nobodys_list_of_projects_long(house: House) -> None:
     assert {one["motd"] for one in own} == {motd}  # who changes it may send all of it back
 
 
+def test_nor_does_a_stranger_who_gives_one_a_role_in_its_projects(house: House) -> None:
+    assert house.owner.post(f"/project/update/{house.project}", {"motd": "x" * 100_000}).status_code == 200
+    assert house.owner.set_role(house.project, house.site.admin, tracker.READ | tracker.EDIT).status_code == 200
+    [listed] = house.site.admin.get("/project/list").json()["content"]["projects"]
+    assert len(listed["motd"]) == tracker.MOST_LISTED_MOTD
+
+
 def test_an_admins_projects_have_no_such_budget(house: House) -> None:
     house.fill()
     project = house.site.admin.create_project()
