@@ -282,10 +282,13 @@ class Limits:
     def bring_as_stranger(self, source: str, size: int) -> None:
         """A worker without access brings so many bytes of a job from this address. 429 when too much was brought.
 
-        What is larger than all that may come at once counts as so much: else it would be refused for ever.
+        What is larger than all that may come at once is taken when nothing else was: else it would be refused for
+        ever. What comes next waits until all of it is made up for.
         """
-        size = min(size, int(0.99 * 1024 * self.settings.stranger_job_rate * JOB_BURST))
-        self._pass(self.stranger_jobs, "stranger_job_rate", "log lines and results of jobs", source, size)
+        most = int(0.99 * 1024 * self.settings.stranger_job_rate * JOB_BURST)
+        self._pass(self.stranger_jobs, "stranger_job_rate", "log lines and results of jobs", source, min(size, most))
+        if source and size > most:
+            self.stranger_jobs.take(source, size - most)
 
     def drops_line(self) -> bool:
         """Whether log lines are dropped, and this one counted, because the disk is nearly full."""

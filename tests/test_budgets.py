@@ -394,6 +394,15 @@ def test_a_result_of_a_stranger_that_is_larger_than_what_may_come_at_once_waits_
     assert stranger.released(1, output="x" * 400_000)
 
 
+def test_what_comes_after_a_result_that_is_larger_than_that_waits_for_all_of_it(stranger: Worker) -> None:
+    assert stranger.released(1, output="x" * 600_000)
+    assert trigger_keyless(stranger.site, "203.0.113.9") == 200 and stranger.assigned(1)["id"] == 2
+    stranger.site.clock.pass_time(250)
+    assert stranger.release(2, output="x" * 20_000).status_code == 429
+    stranger.site.clock.pass_time(100)
+    assert stranger.released(2, output="x" * 20_000)
+
+
 def release_in_bulk(worker: Worker, size: int) -> httpx.Response:
     """Three tasks, each with a result of so many bytes."""
     releases = [{"task_id": number, "result": 0, "output": "x" * size} for number in (1, 2, 3)]
