@@ -20,6 +20,7 @@ from place import OPERATIONS, Jobs, Memory, Place, call
 
 import budgets
 import limits
+import pages
 import tracker
 from database import UPGRADES
 from limits import LARGEST_FLOOR
@@ -1063,8 +1064,8 @@ class Disk:
 
     def has(self, free: int) -> None:
         """Waits until the tracker has seen that so many bytes are free."""
-        before, self.free = self.shown(), free
-        wait_until(lambda: self.shown() != before)
+        self.free = free
+        wait_until(lambda: self.shown() == pages.bytes_in_words(free))
 
     def shown(self) -> str:
         page = self.site.admin.http.get("/ui/admin").text
