@@ -135,6 +135,16 @@ tables_with = functools.cache(lambda all_pages, *dialects: all_pages())
 tracker.all_pages = functools.partial(lambda all_pages: tables_with(all_pages, *tracker.dialects()), tracker.all_pages)
 httpx._urls.urlparse = httpx._urlparse.urlparse = functools.lru_cache(1000)(httpx._urlparse.urlparse)  # for any request
 
+
+def when(needed: Callable[[Any, Any], Any], function: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
+    return lambda cookies, message: function(cookies, message) if needed(cookies, message) else None
+
+
+# A fifth of what a request costs its client goes into cookies, which most neither have nor get.
+Cookies = httpx.Cookies
+Cookies.extract_cookies = when(lambda _, response: "set-cookie" in response.headers, Cookies.extract_cookies)
+Cookies.set_cookie_header = when(lambda cookies, _: any(cookies), Cookies.set_cookie_header)
+
 NAMES = (f"{kind}{number}" for number in itertools.count(1) for kind in ("project", "manager"))
 
 
