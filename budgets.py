@@ -2,7 +2,8 @@
 
     a log line ─► room_for_line: evicts the oldest of whoever has most, or says no
     what goes into a project that no admin trusts ─► check_room, weigh: all those projects share one budget
-    a worker, a manager, a request for access ─► check_count
+    a worker, a manager ─► check_count: where there are too many, the network that has most newcomers makes room
+    a request for access ─► make_room_for_request: the same, among those that wait for an answer of one project
     the name of a project, of a template that programs trigger ─► claim_name, claim_api_name
 
 A manager's project is *trusted* when a tracker admin made it, when its maker had a role in a trusted project, or when a
@@ -15,11 +16,12 @@ from __future__ import annotations
 
 import math
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from msgspec import UNSET, Raw, UnsetType
 
+import pauses
 from errors import TrackerError
 from shapes import Manager, TaskEntry
 from writer import Tx
@@ -30,12 +32,6 @@ MIB = 2**20
 def used(tx: Tx, name: str) -> int:
     """How much there is: bytes, or rows."""
     return tx.one("SELECT used FROM budget WHERE name = ?", (name,))[0]
-
-
-def check_count(tx: Tx, name: str, what: str) -> None:
-    """Refuses (503) one more when there are as many as the setting max_NAME allows."""
-    if used(tx, name) >= getattr(tx.settings, f"max_{name}"):
-        raise tx.limits.refusal(f"max_{name}", f"There are too many {what} already; ask a tracker admin")
 
 
 # Log lines
@@ -359,35 +355,105 @@ def forget_requests(tx: Tx, after: int) -> int | None:
 SILENCE = 3600  # seconds after which a worker is forgotten that never did anything
 LONG_SILENCE = 30 * 86400  # and one that no project needs that an admin trusts; a manager; a request
 LOOKED_AT = 100  # in one step: each of them may have access to many projects
-FORGET = {
+NOBODY = {  # no project needs it that an admin trusts
     "workers": """
+        NOT EXISTS (SELECT 1 FROM worker_access a JOIN project p ON p.id = a.project
+            WHERE a.worker = w.id AND NOT a.request AND p.trusted)
+        AND NOT EXISTS (SELECT 1 FROM tally t JOIN project p ON p.id = t.project
+            WHERE t.worker = w.id AND p.trusted AND (t.held_task_count > 0 OR t.closed_task_count > 0))
+    """,
+    "managers": """
+        NOT tracker_admin AND NOT blocked
+        AND NOT EXISTS (SELECT 1 FROM manager_role r JOIN project p ON p.id = r.project
+            WHERE r.manager = m.id AND (p.trusted OR p.creator = m.id))
+    """,
+}
+FORGET = {
+    "workers": f"""
         DELETE FROM worker WHERE id IN (
             SELECT id FROM worker w WHERE id > :after AND id <= :last AND last_seen < :before
                 AND NOT EXISTS (SELECT 1 FROM log_share WHERE worker = w.id)
                 AND (last_seen < :long_before OR closed_task_count = 0
                     AND NOT EXISTS (SELECT 1 FROM worker_access WHERE worker = w.id)
                     AND NOT EXISTS (SELECT 1 FROM tally WHERE worker = w.id))
-                AND NOT EXISTS (SELECT 1 FROM worker_access a JOIN project p ON p.id = a.project
-                    WHERE a.worker = w.id AND NOT a.request AND p.trusted)
-                AND NOT EXISTS (SELECT 1 FROM tally t LEFT JOIN project p ON p.id = t.project
-                    WHERE t.worker = w.id AND (t.held_task_count > 0 OR p.trusted AND t.closed_task_count > 0))
+                AND NOT EXISTS (SELECT 1 FROM tally WHERE worker = w.id AND held_task_count > 0)
+                AND {NOBODY["workers"]}
                 AND id NOT IN (SELECT value FROM json_each(:needed)))
     """,
-    "managers": """
+    "managers": f"""
         DELETE FROM manager WHERE id IN (
             SELECT id FROM manager m WHERE id > :after AND id <= :last AND register_time < :long_before
-                AND NOT tracker_admin AND NOT blocked
                 AND NOT EXISTS (SELECT 1 FROM session WHERE manager = m.id AND expires > :now)
                 AND NOT EXISTS (SELECT 1 FROM login_address WHERE manager = m.id AND last_used >= :long_before)
-                AND NOT EXISTS (SELECT 1 FROM manager_role r JOIN project p ON p.id = r.project
-                    WHERE r.manager = m.id AND (p.trusted OR p.creator = m.id))
+                AND {NOBODY["managers"]}
                 AND id NOT IN (SELECT value FROM json_each(:needed)))
+    """,
+}
+KNOWN = {
+    name: f"""
+        UPDATE {table} SET source = '' WHERE id IN (
+            SELECT id FROM {table} {short} WHERE id > :after AND id <= :last AND source <> ''
+                AND (NOT ({NOBODY[name]}) OR id IN (SELECT value FROM json_each(:needed))))
+    """
+    for name, table, short in (("workers", "worker", "w"), ("managers", "manager", "m"))
+}
+
+
+Requeue = Callable[[Tx, str, dict[str, int]], int]  # puts tasks back
+
+
+def check_count(tx: Tx, name: str, requeue: Requeue | None = None) -> None:
+    """Refuses (503) one more when there are as many as the setting max_NAME allows, and no nobody makes room."""
+    if used(tx, name) >= getattr(tx.settings, f"max_{name}") and not forget_nobody(tx, name, requeue):
+        raise tx.limits.refusal(f"max_{name}", f"There are too many {name} already; ask a tracker admin")
+
+
+LARGEST_NETWORKS = "SELECT source FROM newcomer WHERE kind = ? AND count > 1 ORDER BY count DESC LIMIT 8"
+MOST_HELD = 100  # tasks that go back for one worker's sake: a matter of milliseconds
+OLDEST_NOBODY = {
+    "workers": f"""
+        SELECT id FROM (SELECT id FROM worker WHERE source = ? AND source <> '' ORDER BY id LIMIT {LOOKED_AT}) w
+        WHERE {NOBODY["workers"]}
+            AND (SELECT ifnull(SUM(held_task_count), 0) FROM tally WHERE worker = w.id) <= {MOST_HELD}
+        ORDER BY id LIMIT 1
+    """,
+    "managers": f"""
+        SELECT id FROM (SELECT * FROM manager WHERE source = ? AND source <> '' ORDER BY id LIMIT {LOOKED_AT}) m
+        WHERE {NOBODY["managers"]} ORDER BY id LIMIT 1
     """,
 }
 
 
+def forget_nobody(tx: Tx, name: str, requeue: Requeue | None) -> bool:
+    """Forgets the oldest nobody of the network from which most newcomers are, of one that has several. Whether of any.
+
+    Whatever those did to look like more than that: asked for access, wrote a line, came by each hour, took a task in a
+    project of their own (`requeue` puts it back). So who has a hundred networks keeps nobody out who has another one.
+    """
+    for network in tx.all(LARGEST_NETWORKS, (name,)):
+        if (row := tx.one(OLDEST_NOBODY[name], (network["source"],))) is not None:
+            if requeue is not None:
+                let_go(tx, row["id"], requeue)
+            tx.execute(f"DELETE FROM {name.removesuffix('s')} WHERE id = ?", (row["id"],))
+            return True
+    return False
+
+
+def let_go(tx: Tx, worker: int, requeue: Requeue) -> None:
+    """Puts back what the worker holds, and ends its pauses."""
+    tallies = "SELECT project, pause_uptime FROM tally WHERE worker = ? AND (held_task_count > 0 OR pause_uptime)"
+    for tally in tx.all(tallies, (worker,)):
+        held = "project = :project AND assignee = :worker AND assignee IS NOT NULL"
+        requeue(tx, held, {"project": tally["project"], "worker": worker})
+        if tally["pause_uptime"] is not None:
+            pauses.end_pause(tx, tally["project"], worker)
+    tx.counts.write(tx)  # else they would make its tallies anew
+
+
 def forget(tx: Tx, name: str, after: int, needed: str) -> int | None:
     """While there are many workers (or managers), deletes some of those after this one that nobody knows.
+
+    Those of use are no newcomers any more.
 
     The last looked at. None: these were the last, or there are not so many. Those that are `needed` (JSON: ids) stay.
     """
@@ -401,6 +467,7 @@ def forget(tx: Tx, name: str, after: int, needed: str) -> int | None:
         seen = "UPDATE worker SET last_seen = ? WHERE id > ? AND id <= ? AND last_seen > ?"
         tx.execute(seen, (tx.time, after, last, tx.future))
     tx.execute(FORGET[name], {"after": after, "last": last, "needed": needed, **times})
+    tx.execute(KNOWN[name], {"after": after, "last": last, "needed": needed})
     return last if row else None
 
 

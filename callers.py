@@ -90,7 +90,14 @@ class Caller(NamedTuple):
         return {"manager": self.manager and self.manager.id, "admin": admin}
 
 
-Credentials = WorkerCredentials | bytes | None  # a worker's, a session's, none
+class Newcomer(NamedTuple):
+    """A session, if there is one, of somebody who registers, and from where: as with WorkerCredentials."""
+
+    session: bytes | None
+    source: str
+
+
+Credentials = WorkerCredentials | Newcomer | bytes | None  # a worker's, a session's, none
 
 SELECT_MANAGER = """
     SELECT m.id, m.username, m.tracker_admin, m.register_time,
@@ -108,6 +115,8 @@ def identify(tx: Tx, credentials: Credentials) -> Caller:
     """Who calls. Nothing about a manager is remembered in a cookie: a session that has ended is nobody's."""
     if isinstance(credentials, WorkerCredentials):
         return Caller(worker=authenticate(tx, credentials), source=credentials.source)
+    if isinstance(credentials, Newcomer):
+        return identify(tx, credentials.session)._replace(source=credentials.source)
     row = tx.one(SELECT_MANAGER, (digest(credentials), tx.trusted_time)) if credentials is not None else None
     if row is None:
         return Caller()

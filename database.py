@@ -162,6 +162,17 @@ UPGRADES: dict[int, tuple[str, str]] = {
         WHERE t.status = 2;
         """,
     ),
+    10: (
+        """
+        ALTER TABLE worker ADD COLUMN source TEXT NOT NULL DEFAULT '';
+        ALTER TABLE manager ADD COLUMN source TEXT NOT NULL DEFAULT '';
+        DROP TRIGGER IF EXISTS worker_inserted;
+        DROP TRIGGER IF EXISTS worker_deleted;
+        DROP TRIGGER IF EXISTS manager_inserted;
+        DROP TRIGGER IF EXISTS manager_deleted;
+        """,
+        "",
+    ),
 }
 OLDEST_SCHEMA, SCHEMA_VERSION = min(UPGRADES), max(UPGRADES) + 1
 

@@ -20,6 +20,16 @@ CREATE TABLE IF NOT EXISTS budget (
 INSERT OR IGNORE INTO budget VALUES ('logs', 0), ('stranger_logs', 0), ('projects', 0), ('workers', 0), ('managers', 0),
     ('files', 0), ('reasons', 0), ('acts', 0);
 
+-- How many workers (or managers) have registered from a network of which nobody knows whether they are of any use: where
+-- there are as many as may be, the network with most of them makes room. Triggers count them.
+CREATE TABLE IF NOT EXISTS newcomer (
+    kind                        TEXT NOT NULL,               -- workers or managers
+    source                      TEXT NOT NULL,               -- the network (IPv6: /48)
+    count                       INTEGER NOT NULL,
+    PRIMARY KEY (kind, source)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS newcomer_count ON newcomer (kind, count);
+
 -- A long operation that is carried out in bounded pieces and, once accepted, finished even after a crash.
 CREATE TABLE IF NOT EXISTS operation (
     id                          INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -93,15 +103,25 @@ CREATE TABLE IF NOT EXISTS worker (
     created                     INTEGER NOT NULL,
     last_seen                   INTEGER NOT NULL,
     paused                      INTEGER NOT NULL DEFAULT 0,
-    closed_task_count           INTEGER NOT NULL DEFAULT 0
+    closed_task_count           INTEGER NOT NULL DEFAULT 0,
+    source                      TEXT NOT NULL DEFAULT ''     -- the newcomer's network; '': it is none any more, or of this machine
 ) STRICT;
 CREATE INDEX IF NOT EXISTS worker_alias ON worker (alias);
+CREATE INDEX IF NOT EXISTS worker_source ON worker (source, id) WHERE source <> '';
 
 CREATE TRIGGER IF NOT EXISTS worker_inserted AFTER INSERT ON worker BEGIN
     UPDATE budget SET used = used + 1 WHERE name = 'workers';
+    INSERT INTO newcomer SELECT 'workers', NEW.source, 1 WHERE NEW.source <> ''
+    ON CONFLICT DO UPDATE SET count = count + 1;
+END;
+CREATE TRIGGER IF NOT EXISTS worker_known AFTER UPDATE OF source ON worker WHEN OLD.source <> '' AND NEW.source = '' BEGIN
+    UPDATE newcomer SET count = count - 1 WHERE kind = 'workers' AND source = OLD.source;
+    DELETE FROM newcomer WHERE kind = 'workers' AND source = OLD.source AND count <= 0;
 END;
 CREATE TRIGGER IF NOT EXISTS worker_deleted AFTER DELETE ON worker BEGIN
     UPDATE budget SET used = used - 1 WHERE name = 'workers';
+    UPDATE newcomer SET count = count - 1 WHERE kind = 'workers' AND source = OLD.source;
+    DELETE FROM newcomer WHERE kind = 'workers' AND source = OLD.source AND count <= 0;
     DELETE FROM worker_access WHERE worker = OLD.id;
     DELETE FROM tally WHERE worker = OLD.id;
 END;
@@ -189,16 +209,26 @@ CREATE TABLE IF NOT EXISTS manager (
     password_hash               TEXT NOT NULL,
     tracker_admin               INTEGER NOT NULL,
     blocked                     INTEGER NOT NULL DEFAULT 0,  -- it may not log in, and its tokens open nothing
-    register_time               INTEGER NOT NULL
+    register_time               INTEGER NOT NULL,
+    source                      TEXT NOT NULL DEFAULT ''     -- as a worker's
 ) STRICT;
 CREATE INDEX IF NOT EXISTS manager_look ON manager (look);
 CREATE INDEX IF NOT EXISTS manager_admin ON manager (tracker_admin);
+CREATE INDEX IF NOT EXISTS manager_source ON manager (source, id) WHERE source <> '';
 
 CREATE TRIGGER IF NOT EXISTS manager_inserted AFTER INSERT ON manager BEGIN
     UPDATE budget SET used = used + 1 WHERE name = 'managers';
+    INSERT INTO newcomer SELECT 'managers', NEW.source, 1 WHERE NEW.source <> ''
+    ON CONFLICT DO UPDATE SET count = count + 1;
+END;
+CREATE TRIGGER IF NOT EXISTS manager_known AFTER UPDATE OF source ON manager WHEN OLD.source <> '' AND NEW.source = '' BEGIN
+    UPDATE newcomer SET count = count - 1 WHERE kind = 'managers' AND source = OLD.source;
+    DELETE FROM newcomer WHERE kind = 'managers' AND source = OLD.source AND count <= 0;
 END;
 CREATE TRIGGER IF NOT EXISTS manager_deleted AFTER DELETE ON manager BEGIN
     UPDATE budget SET used = used - 1 WHERE name = 'managers';
+    UPDATE newcomer SET count = count - 1 WHERE kind = 'managers' AND source = OLD.source;
+    DELETE FROM newcomer WHERE kind = 'managers' AND source = OLD.source AND count <= 0;
 END;
 
 -- What a manager may do in a project: READ=1, EDIT=2, MANAGE_ACCESS=4, SECRET=8, MAINTENANCE=16.

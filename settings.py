@@ -117,12 +117,14 @@ class Settings(shapes.Shape, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         shapes.Count,
         "Most workers. Beyond half of them, those that never had a task or asked for access are forgotten after an"
         " hour's silence, and after 30 days' those that have closed nothing and have no access but in projects"
-        " that no tracker admin trusts.",
+        " that no tracker admin trusts. Beyond all, the oldest of those makes room at once, of the network that has"
+        " most.",
     ] = 100_000
     max_managers: Annotated[
         shapes.Count,
         "Most managers who may register by themselves. Beyond half of them, those without a part in any project are"
-        " forgotten who have not logged in for 30 days.",
+        " forgotten who have not logged in for 30 days. Beyond all, the oldest of those makes room at once, of the"
+        " network that has most.",
     ] = 10_000
     max_access_requests: Annotated[
         shapes.Count,

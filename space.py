@@ -25,6 +25,7 @@ BOUNDS = {
     "kept_hash": "",
     "meta": "a few facts",
     "budget": "a few counts",
+    "newcomer": "max_workers, max_managers",
     "operation": "history_retention",
     "bulk_piece": "goes when its tasks are in the queue",
     "worker": "max_workers",

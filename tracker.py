@@ -32,6 +32,7 @@ Sections, in the order in which they depend on each other (search for "# ── 
 
 Nothing refers to a later section but these, as a task, its job and the job's workflow are one state machine:
 
+    Workers: requeue_tasks
     Tasks: expire_job NO_REPORT Report read_report release_job start_job
     Jobs and templates: cancel_steps continue_workflow repeat_workflow start_workflow_job
 """
@@ -121,6 +122,7 @@ from callers import (
     Caller,
     Credentials,
     Need,
+    Newcomer,
     NoAccess,
     Thing,
     WorkerCredentials,
@@ -368,17 +370,17 @@ def create_worker(tx: Tx, caller: Caller, body: shapes.AliasBody) -> shapes.Work
     """Registers a worker, with no rights yet. Its secret is in the answer and nowhere else."""
     if not tx.settings.open_worker_registration:
         logged_in(caller)
-    if not (caller.manager and caller.manager.tracker_admin):
-        budgets.check_count(tx, "workers", "workers")
     alias = clean_alias(tx, body.alias)
-    worker, secret = insert_worker(tx, alias)
+    if newcomer := not (caller.manager and caller.manager.tracker_admin):
+        budgets.check_count(tx, "workers", requeue_tasks)
+    worker, secret = insert_worker(tx, alias, browsers.site_of(caller.source) if newcomer else "")
     return shapes.Worker(id=worker, created=tx.time, alias=alias, secret=secret, paused=False)
 
 
 create_worker.registers = True  # an address may make so many of them in an hour
 
 
-def insert_worker(tx: Tx, alias: str) -> tuple[int, str]:
+def insert_worker(tx: Tx, alias: str, source: str = "") -> tuple[int, str]:
     """Stores a worker, whoever wants it. Its id, and its secret, which is stored nowhere.
 
     An agent of another system cannot be refused for what it is called: it has the default alias instead.
@@ -387,8 +389,8 @@ def insert_worker(tx: Tx, alias: str) -> tuple[int, str]:
     if names.look(alias) in ("", RESERVED_LOOK):
         alias = tx.settings.default_alias
     row = tx.one(
-        "INSERT INTO worker (alias, secret_hash, created, last_seen) VALUES (?, ?, ?, ?) RETURNING id",
-        (alias, digest(secret.encode()), tx.time, tx.time),
+        "INSERT INTO worker (alias, secret_hash, created, last_seen, source) VALUES (?, ?, ?, ?, ?) RETURNING id",
+        (alias, digest(secret.encode()), tx.time, tx.time, source),
     )
     return row["id"], secret
 
@@ -793,15 +795,15 @@ def count_registration(tx: Tx, address: str, owner: bool = True) -> None:
 
 
 def register_manager(
-    tx: Tx, username: str, password_hash: str, owner: bool = True, address: str = ""
+    tx: Tx, username: str, password_hash: str, owner: bool = True, address: str = "", source: str = ""
 ) -> tuple[Manager, bytes]:
     """A new manager, logged in: (manager, session). The first one of all, who is the `owner`, becomes tracker admin."""
     first = check_registration_open(tx, owner)
-    budgets.check_count(tx, "managers", "managers")
     look = names.look(username)
     if tx.one("SELECT 1 FROM manager WHERE look = ? OR username = ?", (look, username)):
         raise TrackerError("conflict", f"{username!r} is taken, or looks like one that is", "username")
-    columns = {"username": username, "look": look, "password_hash": password_hash}
+    budgets.check_count(tx, "managers")
+    columns = {"username": username, "look": look, "password_hash": password_hash, "source": browsers.site_of(source)}
     row = tx.insert("manager", {**columns, "tracker_admin": first, "register_time": tx.time})
     if address:
         note_address(tx, row["id"], address)
@@ -892,7 +894,7 @@ def demote_manager(tx: Tx, caller: Caller, manager: int) -> None:
 
 def set_admin(tx: Tx, caller: Caller, manager: int, admin: bool) -> None:
     check_other(tx, caller, manager, "promote or demote")
-    tx.execute("UPDATE manager SET tracker_admin = ? WHERE id = ?", (admin, manager))
+    tx.execute("UPDATE manager SET tracker_admin = ?, source = '' WHERE id = ?", (admin, manager))
 
 
 def check_other(tx: Tx, caller: Caller, manager: int, what: str) -> None:
@@ -4807,6 +4809,7 @@ def handler_of(row: Native) -> Callable[[Call], Awaitable[Reply]]:
             args.append(call.query_as(takes.query))
         if registers:
             call.tracker.limits.register(call.source)
+            args[0] = Newcomer(args[0], call.source)
         database = call.tracker.db
         content = await (database.read if reads else database.write)(as_caller, row.function, *args)
         if isinstance(content, Part) and content.after is not None:
@@ -5254,7 +5257,7 @@ async def make_account(call: Call, body: shapes.RegisterBody) -> tuple[Manager, 
     with call.tracker.logins.taken(source=call.source) as place:
         await call.tracker.db.write(count_registration, call.source, owner)
         password_hash = await place.hash(hash_password, body.password)
-    made = await call.tracker.db.write(register_manager, body.username, password_hash, owner, address)
+    made = await call.tracker.db.write(register_manager, body.username, password_hash, owner, address, call.source)
     call.tracker.code = ""
     return made
 

@@ -16,9 +16,10 @@ import httpx
 import msgspec
 import pytest
 from conftest import Site, Worker, client, wait_until
-from place import OPERATIONS, Jobs, Memory, Place, call
+from place import OPERATIONS, Jobs, Memory, Place, call, check_counts
 
 import budgets
+import callers
 import limits
 import pages
 import tracker
@@ -93,6 +94,12 @@ def check_budgets(connection: sqlite3.Connection) -> None:
         "reasons": connection.execute(REASONS).fetchone()[0],
         "acts": connection.execute(ACTS).fetchone()[0],
     }
+    newcomers = (
+        "SELECT 'workers', source, COUNT(*) FROM worker WHERE source <> '' GROUP BY source UNION ALL"
+        " SELECT 'managers', source, COUNT(*) FROM manager WHERE source <> '' GROUP BY source"
+    )
+    counted = sorted(map(tuple, connection.execute("SELECT * FROM newcomer")))
+    assert counted == sorted(map(tuple, connection.execute(newcomers)))
 
 
 def distrust(memory: Memory, only: int | None = None) -> None:
@@ -622,6 +629,176 @@ def test_a_manager_has_a_hundred_sessions_at_most() -> None:
     sessions = [queue.do(tracker.open_session, manager) for _ in range(tracker.MOST_SESSIONS + 20)]
     assert len(queue.values("SELECT 1 FROM session")) == tracker.MOST_SESSIONS
     assert queue.do(tracker.get_account, sessions[-1])["logged_in"]
+
+
+# ── Newcomers ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def flood(site: Site, project: int) -> list[int]:
+    """Forty workers from each of three addresses register, and ask for access. How that was answered."""
+    statuses = []
+    for number in range(120):
+        with client(site.url, headers={"X-Forwarded-For": f"198.51.100.{number % 3}"}) as http:
+            answer = http.post("/worker/create", json={"alias": "x"})
+            statuses.append(answer.status_code)
+            if answer.status_code == 200:
+                worker = answer.json()["content"]["worker"]
+                http.headers.update({"X-Worker-ID": str(worker["id"]), "X-Secret": worker["secret"]})
+                http.post("/project/request_access", json={"project": project, "assign": True})
+    return statuses
+
+
+def test_who_has_many_addresses_keeps_no_worker_from_registering_and_hides_no_request(
+    make_site: Callable[..., Site],
+) -> None:
+    site = make_site(max_workers=50)
+    project = site.admin.create_project()
+    flood(site, project)
+    newcomer = create(site, "203.0.113.9")
+    assert newcomer.status_code == 200
+    worker = newcomer.json()["content"]["worker"]
+    headers = {"X-Worker-ID": str(worker["id"]), "X-Secret": worker["secret"], "X-Forwarded-For": "203.0.113.9"}
+    with client(site.url, headers=headers) as http:
+        asked = {"project": project, "assign": True}
+        assert http.post("/project/request_access", json=asked).status_code == 200
+        assert set(flood(site, project)) == {200}  # in the place of its own
+        assert http.post("/project/request_access", json=asked).status_code == 409  # as it waits for a manager
+    assert site.read("SELECT used FROM budget WHERE name = 'workers'") == [(50,)]
+
+
+def test_who_has_many_addresses_keeps_no_manager_from_registering(make_site: Callable[..., Site]) -> None:
+    site = make_site(max_managers=6)  # the first is the admin
+
+    def register(name: str, address: str) -> int:
+        return create(site, address, "/register", {"username": name, "password": "correct horse"}).status_code
+
+    assert {register(f"flood{number}", f"198.51.100.{number % 2}") for number in range(8)} == {200}
+    assert register("newcomer", "203.0.113.9") == 200
+    assert {register(f"more{number}", f"198.51.100.{number % 2}") for number in range(8)} == {200}
+    names = {name for (name,) in site.read("SELECT username FROM manager")}
+    assert {"admin", "newcomer", "more7"} < names and len(names) == 6
+
+
+class Newcomers(Open):
+    """A tracker that has room for ten workers, who come from anywhere."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{"max_workers": 10, "max_managers": 4, **settings})
+
+    def come(self, address: str = "198.51.100.7", session: bytes | None = None) -> tracker.WorkerCredentials:
+        source = limits.source_of((address, 1), [])
+        caller = callers.Newcomer(session, source)
+        worker = self.do(tracker.create_worker, caller, shapes.AliasBody("x"))["worker"]
+        return tracker.WorkerCredentials(worker["id"], worker["secret"].encode())
+
+    def is_there(self, worker: tracker.WorkerCredentials) -> bool:
+        return self.values("SELECT COUNT(*) FROM worker WHERE id = ?", worker.id) == [(1,)]
+
+    def press(self, address: str = "198.51.100.7") -> None:
+        """Far more come from there than there is room for."""
+        for _ in range(30):
+            self.come(address)
+
+
+def test_a_worker_of_use_to_a_project_that_an_admin_trusts_makes_no_room() -> None:
+    house = Newcomers()
+    house.do(tracker.update_project, house.session, house.project, shapes.ProjectBody(public=True))
+    granted, holds, closed, nobody = [house.come() for _ in range(4)]
+    house.give_access(granted.id, house.project)
+    for _ in range(2):
+        house.submit()
+    house.assign(holds)
+    house.release(house.assign(closed), worker=closed)
+    house.press()
+    assert [house.is_there(worker) for worker in (granted, holds, closed, nobody)] == [True, True, True, False]
+    check_budgets(house.connection)
+
+
+def test_nothing_that_a_newcomer_does_for_itself_keeps_its_place() -> None:
+    house = Newcomers()
+    own = house.create_project("own")
+    distrust(house, own)
+    asks, writes, granted, holds = [house.come() for _ in range(4)]
+    house.do(tracker.request_access, asks, shapes.AccessBody(house.project, assign=True))
+    house.do(tracker.add_log_entry, writes, "info", shapes.LogBody("s", 1, "here"))
+    for worker in granted, holds:
+        house.give_access(worker.id, own)
+    task = house.submit(project=own)
+    assert house.assign(holds, own) == task
+    house.press()
+    assert not any(map(house.is_there, (asks, writes, granted, holds)))
+    assert house.values("SELECT assignee FROM task WHERE id = ?", task) == [(None,)]
+    assert house.assign(project=own) == task
+    check_budgets(house.connection)
+    check_counts(house.connection)
+
+
+def test_the_pause_of_a_newcomer_that_makes_room_is_over() -> None:
+    house = Newcomers(pause_after_failures=1)
+    house.do(tracker.update_project, house.session, house.project, shapes.ProjectBody(public=True))
+    house.submit(max_retries=5)
+    broken = house.come()
+    house.release(house.assign(broken), FAIL, worker=broken)
+    assert house.values("SELECT paused_worker_count FROM project") == [(1,)]
+    house.press()
+    assert not house.is_there(broken) and house.values("SELECT paused_worker_count FROM project") == [(0,)]
+
+
+def test_the_network_with_most_newcomers_makes_room_and_others_keep_theirs() -> None:
+    house = Newcomers()
+    few = [house.come("203.0.113.1"), house.come("203.0.113.1"), house.come("2001:db8:1::1")]
+    house.press()
+    house.press("2001:db8:2:1::1")
+    house.press("2001:db8:2:2::1")  # the same one's
+    assert all(map(house.is_there, few))
+    assert house.is_there(house.come("127.0.0.1"))
+    check_budgets(house.connection)
+
+
+def test_newcomers_are_refused_where_each_network_has_one() -> None:
+    house = Newcomers()
+    crowd = [house.come(f"198.51.100.{number}") for number in range(9)]
+    with pytest.raises(tracker.TrackerError, match="max_workers"):
+        house.come("203.0.113.1")
+    assert all(map(house.is_there, crowd))
+
+
+def test_a_worker_that_an_admin_creates_from_afar_is_no_newcomer() -> None:
+    house = Newcomers()
+    created = [house.come(session=house.session) for _ in range(2)]
+    house.press()
+    assert all(map(house.is_there, created))
+
+
+def test_a_manager_of_use_makes_no_room() -> None:
+    house = Newcomers(max_managers=6)
+
+    def register(name: str) -> int:
+        return house.do(tracker.register_manager, name, "hash", False, "", "198.51.100.7")[0].id
+
+    reader, maker, admin, demoted = (register(name) for name in ("reader", "maker", "an admin", "demoted"))
+    house.do(tracker.set_role, house.session, house.project, shapes.RoleBody(manager=reader, role=1))
+    house.connection.execute("UPDATE project SET creator = ?", (maker,))
+    house.connection.execute("INSERT INTO manager_role VALUES (?, ?, 31)", (house.project, maker))
+    distrust(house)
+    house.connection.execute("UPDATE project SET trusted = 1, size = 0 WHERE id <> 1")
+    for manager in admin, demoted:
+        house.do(tracker.promote_manager, house.session, manager)
+    house.do(tracker.demote_manager, house.session, demoted)
+    last = [register(f"flood{number}") for number in range(9)][-1]
+    kept = [manager for (manager,) in house.values("SELECT id FROM manager ORDER BY id")]
+    assert kept == [1, maker, admin, demoted, last - 1, last]  # the reader's project is nobody's that an admin trusts
+    check_budgets(house.connection)
+
+
+def test_who_has_become_of_use_is_no_newcomer_any_more() -> None:
+    house = Newcomers()
+    known, *others = [house.come() for _ in range(6)]
+    house.give_access(known.id, house.project)
+    forget(house, tracker.forget_workers)
+    count = len(others)
+    assert house.values("SELECT * FROM newcomer") == [("workers", "198.51.100.7", count)]
+    check_budgets(house.connection)
 
 
 # ── Requests for access ───────────────────────────────────────────────────────────────────────────────────────────────
