@@ -11,6 +11,7 @@ import itertools
 import os
 import signal
 import sqlite3
+import ssl
 import sys
 import tempfile
 import threading
@@ -325,14 +326,18 @@ def dumping(path: str | Path) -> Iterator[Callable[[], dict[str, list[tuple]]]]:
 
 
 @contextlib.contextmanager
-def serving_in_thread(handler: type[http.server.BaseHTTPRequestHandler]) -> Iterator[str]:
+def serving_in_thread(
+    handler: type[http.server.BaseHTTPRequestHandler], tls: ssl.SSLContext | None = None
+) -> Iterator[str]:
     """Somebody else's HTTP server on this machine: its URL."""
     handler = type(handler.__name__, (handler,), {"disable_nagle_algorithm": True})  # or a body waits for its headers
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        if tls is not None:
+            server.socket = tls.wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         try:
-            yield f"http://127.0.0.1:{server.server_port}"
+            yield f"{'https' if tls else 'http'}://127.0.0.1:{server.server_port}"
         finally:
             server.shutdown()
             thread.join()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import http.server
+import os
+import ssl
 import subprocess
 import sys
 import threading
@@ -12,7 +14,8 @@ from typing import Any, ClassVar
 
 import httpx
 import pytest
-from conftest import Site, client, serving_in_thread
+import trustme
+from conftest import Site, client, serving_in_thread, wait_until
 from doors import House, NativeAgent, NativeClient, OtterClient, TheeyeAgent, TheeyeClient, TheeyeRobot
 from native_doubles import Drone
 from testflinger_doubles import Agent, CommandLine, DoubleAgent, DoubleClient, HAgent, HClient, SAgent, SClient
@@ -116,6 +119,52 @@ def test_five_managers_and_many_workers_behind_one_address(site: Site) -> None:
             assert http.post("/login", json=body).status_code == 200
     with client(site.url, headers=behind) as http:
         assert {http.post("/worker/create", json={"alias": "x"}).status_code for _ in range(100)} == {200}
+
+
+def run_worker(url: str, folder: Path, *options: str) -> subprocess.Popen:
+    """`worker.py run` on another machine, whose system trusts who has signed the proxy's certificate."""
+    command = [
+        sys.executable,
+        str(Path(tracker.__file__).with_name("worker.py")),
+        "run",
+        "--server",
+        url,
+        "--project=1",
+    ]
+    command += ["--no-wait", "--credentials", str(folder / "credentials.json"), *options]
+    command += ["--", "sh", "-c", "echo done: {recipe}; echo {recipe} >> did"]
+    environment = {**os.environ, "SSL_CERT_FILE": str(folder / "authority.pem")}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.Popen(command, cwd=folder, env=environment, text=True, **pipes)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="runs sh")
+def test_worker_py_runs_tasks_through_a_proxy_with_tls(make_site: Callable[..., Site], tmp_path: Path) -> None:
+    """It registers, works until nothing is left, and comes again, waits for a task, and is told to stop."""
+    site, authority, tls = make_site(), trustme.CA(), ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.cert_pem.write_to_path(tmp_path / "authority.pem")
+    authority.issue_cert("127.0.0.1").configure_cert(tls)
+    project = site.admin.create_project(public=True)
+    owner = site.create_worker(project)
+    template = {"project": project, "name": "job", "recipe": "a-job"}
+    token = site.admin.post("/template/create", template).json()["content"]["template"]["id"]
+    job = site.admin.post(f"/template/trigger/{token}", {}).json()["content"]["job"]["id"]
+    for number in range(3):
+        owner.submit(project, f"task-{number}")
+    with serving_in_thread(type("Proxy", (TlsProxy,), {"server_url": site.url}), tls) as url:
+        assert url.startswith("https://")
+        with run_worker(url, tmp_path, "--until-empty") as first:
+            said = first.communicate(timeout=120)[0]
+        assert first.returncode == 0, said
+        with run_worker(url, tmp_path) as second:
+            owner.submit(project, "later")
+            wait_until(lambda: site.admin.counts(project) == {"closed": 5})
+            second.terminate()
+            said = second.communicate(timeout=120)[0]
+    assert sorted((tmp_path / "did").read_text().split()) == ["a-job", "later", "task-0", "task-1", "task-2"], said
+    told = site.admin.get(f"/job/log/{job}").json()["content"]["entries"]
+    assert "done: a-job" in [line["message"] for line in told]
+    assert site.read("SELECT source, COUNT(*) FROM worker WHERE id <> ?", owner.id) == [("203.0.113.7", 1)]
 
 
 def test_worker_py_speaks_to_it(far: Site) -> None:
