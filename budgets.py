@@ -482,6 +482,7 @@ FULLNESS = (  # the settings, what counts them, in which unit they are
     ("max_workers", "workers", 1),
     ("max_managers", "managers", 1),
     ("testflinger_max_files", "files", MIB),
+    ("testflinger_max_data", "testflinger", MIB),
 )
 
 

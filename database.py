@@ -166,12 +166,23 @@ UPGRADES: dict[int, tuple[str, str]] = {
         """
         ALTER TABLE worker ADD COLUMN source TEXT NOT NULL DEFAULT '';
         ALTER TABLE manager ADD COLUMN source TEXT NOT NULL DEFAULT '';
+        ALTER TABLE testflinger_job ADD COLUMN size INTEGER NOT NULL DEFAULT 0;
         DROP TRIGGER IF EXISTS worker_inserted;
         DROP TRIGGER IF EXISTS worker_deleted;
         DROP TRIGGER IF EXISTS manager_inserted;
         DROP TRIGGER IF EXISTS manager_deleted;
         """,
-        "",
+        """
+        UPDATE testflinger_job SET size = (
+            SELECT 1000 + 3 * length(CAST(j.recipe AS BLOB)) + j.log_size FROM job j WHERE j.id = testflinger_job.job);
+        UPDATE budget SET used = (SELECT ifnull(SUM(size), 0) FROM (
+            SELECT size FROM testflinger_job
+            UNION ALL SELECT 200 + size FROM testflinger_outcome
+            UNION ALL SELECT 100 + length(CAST(name AS BLOB)) + length(CAST(data AS BLOB)) FROM testflinger_image
+            UNION ALL SELECT 200 + 2 * length(CAST(fields AS BLOB)) FROM testflinger_agent
+            UNION ALL SELECT 100 + length(CAST(line AS BLOB)) FROM testflinger_agent_line
+            UNION ALL SELECT 200 + length(CAST(detail AS BLOB)) FROM testflinger_provision)) WHERE name = 'testflinger';
+        """,
     ),
 }
 OLDEST_SCHEMA, SCHEMA_VERSION = min(UPGRADES), max(UPGRADES) + 1

@@ -18,7 +18,7 @@ CREATE TABLE IF NOT EXISTS budget (
     used                        INTEGER NOT NULL             -- bytes, or rows
 ) STRICT, WITHOUT ROWID;
 INSERT OR IGNORE INTO budget VALUES ('logs', 0), ('stranger_logs', 0), ('projects', 0), ('workers', 0), ('managers', 0),
-    ('files', 0), ('reasons', 0), ('acts', 0);
+    ('files', 0), ('reasons', 0), ('acts', 0), ('testflinger', 0);
 
 -- How many workers (or managers) have registered from a network of which nobody knows whether they are of any use: where
 -- there are as many as may be, the network with most of them makes room. Triggers count them.
@@ -932,6 +932,13 @@ CREATE TABLE IF NOT EXISTS testflinger_image (
     PRIMARY KEY (project, name)
 ) STRICT, WITHOUT ROWID;
 
+CREATE TRIGGER IF NOT EXISTS testflinger_image_weighed AFTER INSERT ON testflinger_image BEGIN
+    UPDATE budget SET used = used + 100 + length(CAST(NEW.name AS BLOB)) + length(CAST(NEW.data AS BLOB)) WHERE name = 'testflinger';
+END;
+CREATE TRIGGER IF NOT EXISTS testflinger_image_unweighed AFTER DELETE ON testflinger_image BEGIN
+    UPDATE budget SET used = used - (100 + length(CAST(OLD.name AS BLOB)) + length(CAST(OLD.data AS BLOB))) WHERE name = 'testflinger';
+END;
+
 -- An agent, as it describes itself.
 CREATE TABLE IF NOT EXISTS testflinger_agent (
     id                          INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -944,6 +951,18 @@ CREATE TABLE IF NOT EXISTS testflinger_agent (
 ) STRICT;
 CREATE UNIQUE INDEX IF NOT EXISTS testflinger_agent_worker ON testflinger_agent (worker) WHERE worker IS NOT NULL;
 CREATE INDEX IF NOT EXISTS testflinger_agent_updated ON testflinger_agent (updated);
+
+-- What it tells counts twice: its queues stand in a table of their own as well.
+CREATE TRIGGER IF NOT EXISTS testflinger_agent_weighed AFTER INSERT ON testflinger_agent BEGIN
+    UPDATE budget SET used = used + 200 + 2 * length(CAST(NEW.fields AS BLOB)) WHERE name = 'testflinger';
+END;
+CREATE TRIGGER IF NOT EXISTS testflinger_agent_reweighed AFTER UPDATE OF fields ON testflinger_agent BEGIN
+    UPDATE budget SET used = used + 2 * length(CAST(NEW.fields AS BLOB)) - 2 * length(CAST(OLD.fields AS BLOB))
+    WHERE name = 'testflinger';
+END;
+CREATE TRIGGER IF NOT EXISTS testflinger_agent_unweighed AFTER DELETE ON testflinger_agent BEGIN
+    UPDATE budget SET used = used - (200 + 2 * length(CAST(OLD.fields AS BLOB))) WHERE name = 'testflinger';
+END;
 
 -- A queue that an agent listens to, by its name: there need not be such a queue yet.
 CREATE TABLE IF NOT EXISTS testflinger_agent_queue (
@@ -961,6 +980,13 @@ CREATE TABLE IF NOT EXISTS testflinger_agent_line (
 ) STRICT;
 CREATE INDEX IF NOT EXISTS testflinger_agent_line_agent ON testflinger_agent_line (agent, id);
 
+CREATE TRIGGER IF NOT EXISTS testflinger_agent_line_weighed AFTER INSERT ON testflinger_agent_line BEGIN
+    UPDATE budget SET used = used + 100 + length(CAST(NEW.line AS BLOB)) WHERE name = 'testflinger';
+END;
+CREATE TRIGGER IF NOT EXISTS testflinger_agent_line_unweighed AFTER DELETE ON testflinger_agent_line BEGIN
+    UPDATE budget SET used = used - (100 + length(CAST(OLD.line AS BLOB))) WHERE name = 'testflinger';
+END;
+
 -- How an agent's provisioning of one job went. The last hundred are kept.
 CREATE TABLE IF NOT EXISTS testflinger_provision (
     id                          INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -971,6 +997,13 @@ CREATE TABLE IF NOT EXISTS testflinger_provision (
     time                        INTEGER NOT NULL
 ) STRICT;
 CREATE INDEX IF NOT EXISTS testflinger_provision_agent ON testflinger_provision (agent, id);
+
+CREATE TRIGGER IF NOT EXISTS testflinger_provision_weighed AFTER INSERT ON testflinger_provision BEGIN
+    UPDATE budget SET used = used + 200 + length(CAST(NEW.detail AS BLOB)) WHERE name = 'testflinger';
+END;
+CREATE TRIGGER IF NOT EXISTS testflinger_provision_unweighed AFTER DELETE ON testflinger_provision BEGIN
+    UPDATE budget SET used = used - (200 + length(CAST(OLD.detail AS BLOB))) WHERE name = 'testflinger';
+END;
 
 CREATE TRIGGER IF NOT EXISTS testflinger_agent_deleted AFTER DELETE ON testflinger_agent BEGIN
     DELETE FROM testflinger_agent_queue WHERE agent = OLD.id;
@@ -992,8 +1025,19 @@ CREATE TABLE IF NOT EXISTS testflinger_job (
     delayed                     INTEGER NOT NULL DEFAULT 0,  -- as the job's
     agent                       TEXT,                        -- who picked it ('': without a name); NULL: nobody here
     wait                        REAL,                        -- seconds from created to started; NULL: not started yet
-    finished                    REAL                         -- NULL too where a template says how long it is kept
+    finished                    REAL,                        -- NULL too where a template says how long it is kept
+    size                        INTEGER NOT NULL DEFAULT 0   -- bytes of its definition, and of its agent's output in its log
 ) STRICT;
+
+CREATE TRIGGER IF NOT EXISTS testflinger_job_weighed AFTER INSERT ON testflinger_job BEGIN
+    UPDATE budget SET used = used + NEW.size WHERE name = 'testflinger';
+END;
+CREATE TRIGGER IF NOT EXISTS testflinger_job_reweighed AFTER UPDATE OF size ON testflinger_job BEGIN
+    UPDATE budget SET used = used + NEW.size - OLD.size WHERE name = 'testflinger';
+END;
+CREATE TRIGGER IF NOT EXISTS testflinger_job_unweighed AFTER DELETE ON testflinger_job BEGIN
+    UPDATE budget SET used = used - OLD.size WHERE name = 'testflinger';
+END;
 CREATE INDEX IF NOT EXISTS testflinger_job_waiting ON testflinger_job (project, priority DESC, job)
     WHERE state = 'waiting' AND attachments <> 'waiting' AND NOT delayed;
 CREATE INDEX IF NOT EXISTS testflinger_job_state ON testflinger_job (state, job);
@@ -1029,6 +1073,16 @@ CREATE TABLE IF NOT EXISTS testflinger_outcome (
     touched                     INTEGER NOT NULL
 ) STRICT;
 CREATE INDEX IF NOT EXISTS testflinger_outcome_touched ON testflinger_outcome (touched);
+
+CREATE TRIGGER IF NOT EXISTS testflinger_outcome_weighed AFTER INSERT ON testflinger_outcome BEGIN
+    UPDATE budget SET used = used + 200 + NEW.size WHERE name = 'testflinger';
+END;
+CREATE TRIGGER IF NOT EXISTS testflinger_outcome_reweighed AFTER UPDATE OF size ON testflinger_outcome BEGIN
+    UPDATE budget SET used = used + NEW.size - OLD.size WHERE name = 'testflinger';
+END;
+CREATE TRIGGER IF NOT EXISTS testflinger_outcome_unweighed AFTER DELETE ON testflinger_outcome BEGIN
+    UPDATE budget SET used = used - (200 + OLD.size) WHERE name = 'testflinger';
+END;
 
 -- One top-level field of a result.
 CREATE TABLE IF NOT EXISTS testflinger_result (

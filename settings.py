@@ -228,6 +228,12 @@ class Settings(shapes.Shape, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         "Most that all artifacts and attachments of Testflinger's jobs take on the disk together, in MiB; more are"
         " refused (503) until older ones go.",
     ] = 65536
+    testflinger_max_data: Annotated[
+        shapes.Count,
+        "Most that Testflinger's jobs, what is reported of them with their output, agents and the images of queues take"
+        " in the database together, in MiB. Beyond, more jobs, images and results are refused (503), and output is"
+        " dropped, until older ones go.",
+    ] = 16384
     testflinger_client_queues: Annotated[
         shapes.Count,
         "Most of Testflinger's queues that one client with the role contributor may have made, and, where half of the"

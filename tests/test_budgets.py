@@ -67,6 +67,14 @@ def sizes(connection: sqlite3.Connection) -> dict[int, int]:
 
 
 REASONS = "SELECT ifnull(SUM(length(CAST(reason AS BLOB))), 0) FROM failure"
+BROUGHT = f"""
+    SELECT ifnull(SUM(size), 0) FROM (
+        SELECT size FROM testflinger_job UNION ALL SELECT 200 + size FROM testflinger_outcome
+        UNION ALL SELECT 100 + {BYTES.format("name")} + {BYTES.format("data")} FROM testflinger_image
+        UNION ALL SELECT 200 + 2 * {BYTES.format("fields")} FROM testflinger_agent
+        UNION ALL SELECT 100 + {BYTES.format("line")} FROM testflinger_agent_line
+        UNION ALL SELECT 200 + {BYTES.format("detail")} FROM testflinger_provision)
+"""
 ACTS = "SELECT ifnull(SUM(200 + length(CAST(details AS BLOB))), 0) FROM act"
 
 
@@ -93,6 +101,7 @@ def check_budgets(connection: sqlite3.Connection) -> None:
         "files": connection.execute("SELECT ifnull(SUM(size), 0) FROM testflinger_file").fetchone()[0],
         "reasons": connection.execute(REASONS).fetchone()[0],
         "acts": connection.execute(ACTS).fetchone()[0],
+        "testflinger": connection.execute(BROUGHT).fetchone()[0],
     }
     newcomers = (
         "SELECT 'workers', source, COUNT(*) FROM worker WHERE source <> '' GROUP BY source UNION ALL"
@@ -1462,3 +1471,69 @@ def test_a_file_that_does_not_say_how_long_it_is_ends_where_the_room_does(
     refused = lab.http.post(f"/v1/result/{lab.job}/artifact", content=pieces(), headers=headers)
     assert refused.status_code == 503 and "testflinger_max_files" in refused.json()["message"]
     assert lab.used == lab.on_disk(tmp_path) == 0
+
+
+def brings(lab: Lab, way: str, number: int) -> httpx.Response:
+    """Some 60 KB more, of another kind each time than what there is."""
+    text, uuid = f"{number} {'x' * 60_000}", f"00000000-0000-4000-8000-{number:012}"
+    if way == "agents":
+        lab.http.post(f"/v1/agents/data/agent{number}", json={"log": ["y" * 4000] * 15})
+    path, body = {
+        "jobs": ("/v1/job", {"job_queue": "machines", "text": text}),
+        "images": ("/v1/agents/images", {f"queue{number}": {"image": text}}),
+        "agents": (f"/v1/agents/data/agent{number}", {"comment": text[:9000]}),
+        "provisioning": ("/v1/agents/provision_logs/agent", {"job_id": uuid, "exit_code": number, "detail": text}),
+        "results of no job": (f"/v1/result/{uuid}", {"text": text}),
+        "results": (f"/v1/result/{lab.job}", {f"text{number}": text}),
+        "output of no job": (f"/v1/result/{uuid}/output", text),
+        "output": (f"/v1/result/{lab.job}/output", text),
+    }[way]
+    return lab.http.post(path, **({"content": body} if isinstance(body, str) else {"json": body}))
+
+
+WAYS = {
+    **dict.fromkeys(("jobs", "images", "results of no job", "results", "agents"), 503),
+    **dict.fromkeys(("provisioning", "output of no job", "output"), 200),  # as ever
+}
+STORED = """
+    SELECT (SELECT ifnull(SUM(length(recipe)), 0) FROM job)
+        + (SELECT ifnull(SUM(length(data)), 0) FROM testflinger_image)
+        + (SELECT ifnull(SUM(length(fields)), 0) FROM testflinger_agent)
+        + (SELECT ifnull(SUM(length(line)), 0) FROM testflinger_agent_line)
+        + (SELECT ifnull(SUM(length(detail)), 0) FROM testflinger_provision)
+        + (SELECT ifnull(SUM(length(value)), 0) FROM testflinger_result)
+        + (SELECT ifnull(SUM(length(message)), 0) FROM job_line)
+        + (SELECT ifnull(SUM(length(text)), 0) FROM testflinger_fragment)
+"""
+
+
+@pytest.mark.skipif("testflinger" not in tracker.installed_dialects(), reason="needs the dialect")
+@pytest.mark.parametrize("way", WAYS)
+def test_what_testflingers_clients_bring_into_the_database_has_a_budget_together(
+    make_site: Callable[..., Site], way: str
+) -> None:
+    lab = Lab(make_site(testflinger_max_data=1))
+    lab.http.post("/v1/agents/data/agent", json={"queues": ["machines"]})
+    answers = [brings(lab, way, number) for number in range(30)]
+    assert {answers[0].status_code, answers[-1].status_code} == {200, WAYS[way]}
+    assert lab.site.read(STORED)[0][0] < 1.2 * MIB
+    if WAYS[way] == 503:
+        assert "testflinger_max_data" in answers[-1].text
+    assert "testflinger_max_data" in lab.site.admin.http.get("/ui/admin").text
+    with contextlib.closing(sqlite3.connect(lab.site.settings.database)) as connection:
+        check_budgets(connection)
+
+
+@pytest.mark.skipif("testflinger" not in tracker.installed_dialects(), reason="needs the dialect")
+def test_where_testflingers_budget_is_used_up_agents_go_on_and_what_goes_is_free_again(
+    make_site: Callable[..., Site],
+) -> None:
+    lab = Lab(make_site(testflinger_max_data=1))
+    for number in range(30):
+        brings(lab, "images", number)
+    assert brings(lab, "jobs", 1).status_code == 503
+    assert lab.http.post("/v1/agents/data/agent", json={"queues": ["machines"], "state": "test"}).status_code == 200
+    assert lab.http.post(f"/v1/result/{lab.job}", json={"job_state": "complete"}).status_code == 200
+    assert lab.http.get(f"/v1/result/{lab.job}").json()["job_state"] == "complete"
+    assert lab.http.post("/v1/agents/images", json={f"queue{number}": {} for number in range(9)}).status_code == 200
+    assert brings(lab, "jobs", 1).status_code == 200

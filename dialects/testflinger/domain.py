@@ -24,7 +24,7 @@ from budgets import MIB
 from dialects.plumbing import iso
 from dialects.testflinger import clients
 from dialects.testflinger.files import no_room
-from dialects.testflinger.queues import OF_A_QUEUE, Unprocessable, find_queue, make_queue
+from dialects.testflinger.queues import OF_A_QUEUE, Unprocessable, check_room, find_queue, is_full, make_queue
 from limits import Limit
 from tracker import Raw, TrackerError, Tx, WorkerCredentials, encode
 
@@ -76,6 +76,7 @@ def submit_job(tx: Tx, client: clients.Client | None, wanted: Submission, source
     check_secrets(tx, client, wanted)
     check_agents_left(tx, wanted)
     tx.limits.check_disk()
+    check_room(tx)
     project = make_queue(tx, wanted.queue, maker=clients.maker(client, source))
     tracker.charge_trigger(tx, project)
     job = tracker.insert_job_alone(tx, job_columns(tx, project, wanted))
@@ -503,6 +504,8 @@ def add_result(
         fields = {**fields, "job_state": Raw(encode(state))}
     if job is not None and job["state"] == "assigned" and not holds(job, agent):
         fields = {name: value for name, value in fields.items() if name not in VERDICT}
+    if not holds(job, agent) or sum(map(len, fields.values())) > budgets.SMALL_RESULT:
+        check_room(tx)
     size = touch(tx, uuid)
     for name, value in fields.items():
         old = tx.one("SELECT value FROM testflinger_result WHERE uuid = ? AND name = ?", (uuid, name))
@@ -624,7 +627,12 @@ def add_fragment(
     text with a number that is taken.
     """
     check_reporter(tx, caller, uuid)
-    size, job = touch(tx, uuid), find_job(tx, uuid)
+    job = find_job(tx, uuid)
+    if is_full(tx):
+        if holds(job, agent):
+            tracker.renew_lease(tx, job)
+        return
+    size = touch(tx, uuid)
     phase, timestamp = phase or present_phase(tx, job), tx.now if timestamp is None else timestamp
     piece = {"uuid": uuid, "kind": kind, "phase": phase, "number": number, "timestamp": timestamp}
     piece |= {"job": job and job["id"], "line": None, "text": text}
@@ -667,6 +675,8 @@ def add_to_log(tx: Tx, job: Row, piece: dict[str, Any]) -> bool:
     scope = piece["phase"] if piece["kind"] == "output" else f"{piece['phase']} serial"
     entry = shapes.TaskEntry(said, int(piece["timestamp"]), scope=scope)
     if tracker.add_job_lines(tx, job, job["assignee"], [entry]):
+        kept = len(said.encode()) + len(scope) + tracker.LINE_SIZE
+        tx.execute("UPDATE testflinger_job SET size = size + ? WHERE job = ?", (kept, job["id"]))
         piece |= {"line": job["line_count"] + 1, "text": piece["text"][len(said) :]}
         return True
     last = "SELECT text FROM testflinger_fragment WHERE uuid = :uuid AND kind = :kind ORDER BY id DESC LIMIT 1"
@@ -854,6 +864,11 @@ def update_agent(tx: Tx, name: str, fields: dict[str, Any]) -> None:
     if old is None and tx.one("SELECT COUNT(*) FROM testflinger_agent")[0] >= MOST_AGENTS:
         raise Unprocessable("name", f"no further agent: there are {MOST_AGENTS:,}")
     told = {**(msgspec.json.decode(old["fields"]) if old else {}), **fields}
+    small = len(encode(told)) <= max(budgets.SMALL_RESULT, len(old["fields"].encode()) if old else 0)
+    if not small:
+        check_room(tx)
+    if lines and is_full(tx):
+        lines = ()
     if len(encode(told)) > MOST_TOLD:
         raise TrackerError("too_large", f"More than {MOST_TOLD // 1024} KiB about the agent {name!r}")
     agent = tx.one(
@@ -890,6 +905,7 @@ def add_provision_log(tx: Tx, caller: clients.Client | None, name: str, uuid: st
     same = last and (last["uuid"], last["exit_code"], last["detail"]) == (uuid, exit_code, detail)
     if same and job is not None and job["attempts"] == 1:
         return
+    detail = "" if detail and is_full(tx) else detail
     noted = "INSERT INTO testflinger_provision (agent, uuid, exit_code, detail, time) VALUES (?, ?, ?, ?, ?)"
     tx.execute(noted, (agent, uuid, exit_code, detail, tx.time))
     forget_beyond(tx, "testflinger_provision", agent)

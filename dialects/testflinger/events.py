@@ -36,6 +36,9 @@ def job_event(tx: Tx, event: str, job: Row) -> None:
         follow_state(tx, job)
 
 
+JOB_SIZE = 1000  # bytes that a job takes besides its definition, with its indexes
+
+
 def note_job(tx: Tx, job: Row) -> None:
     """A job was made. One that repeats another is for the same agents, with the same attachments and secrets."""
     if job["workflow"] is not None:
@@ -43,9 +46,10 @@ def note_job(tx: Tx, job: Row) -> None:
     token = job["token"]
     uuid = f"{token[:8]}-{token[8:12]}-4{token[12:15]}-8{token[15:18]}-{token[18:]}000000"
     values = {"job": job["id"], "uuid": uuid, **{name: job[name] for name in ("project", "priority", "retry_of")}}
+    values["size"] = JOB_SIZE + 3 * len(job["recipe"].encode())  # its task has it too, and tags are rows
     noted = tx.execute(
-        "INSERT INTO testflinger_job (job, uuid, project, priority)"
-        " SELECT :job, :uuid, project, :priority FROM testflinger_queue WHERE project = :project",
+        "INSERT INTO testflinger_job (job, uuid, project, priority, size)"
+        " SELECT :job, :uuid, project, :priority, :size FROM testflinger_queue WHERE project = :project",
         values,
     )
     if noted.rowcount and job["retry_of"] is not None:

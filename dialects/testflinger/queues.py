@@ -28,6 +28,22 @@ class Unprocessable(TrackerError):
         self.where = where
 
 
+def is_full(tx: Tx) -> bool:
+    """Whether what was brought takes as much of the database as it may; that is counted as one more that was not taken.
+
+    Looked at before what comes: so there may be one body too much.
+    """
+    full = budgets.used(tx, "testflinger") >= budgets.MIB * tx.settings.testflinger_max_data
+    return full and not tx.limits.beyond("testflinger_max_data")
+
+
+def check_room(tx: Tx) -> None:
+    """Refuses (503) what is to be stored when it is full."""
+    if is_full(tx):
+        problem = "There is no room for more of Testflinger's until older jobs go (setting testflinger_max_data)"
+        raise TrackerError("unavailable", problem)
+
+
 def find_queue(tx: Tx, name: str) -> Row | None:
     """The queue of that name. None also for a project that is no queue."""
     return tx.one(f"{QUEUE} q.project = p.id WHERE p.name = ?", (name,))
@@ -102,6 +118,8 @@ def advertised_queues(tx: Tx) -> dict[str, str]:
 
 def set_images(tx: Tx, images: dict[str, dict[str, Any]], maker: str | None = None) -> None:
     """Replaces the images of these queues. Refuses what cannot be, where all of it cannot."""
+    if any(images.values()):
+        check_room(tx)
     for name, project in made_queues(tx, images, "images", maker):
         data = images[name]
         tx.execute("DELETE FROM testflinger_image WHERE project = ?", (project,))
