@@ -158,7 +158,9 @@ OF_NETWORK = """
     WITH asks AS (SELECT ifnull(:maker, (SELECT creator FROM project WHERE id = :project)) AS manager)
     SELECT ifnull(SUM(p.size), 0) FROM project p JOIN asks WHERE p.size AND (p.creator = asks.manager OR EXISTS (
         SELECT 1 FROM login_address own JOIN login_address other ON other.address = own.address
-        WHERE own.manager = asks.manager AND other.manager = p.creator))
+        WHERE own.manager = asks.manager AND other.manager = p.creator) OR EXISTS (
+        SELECT 1 FROM manager own JOIN manager other ON other.source = own.source
+        WHERE own.id = asks.manager AND own.source <> '' AND other.id = p.creator))
 """
 
 
@@ -166,7 +168,8 @@ def has_room(tx: Tx, size: int, project: int | None = None, maker: int | None = 
     """Whether the projects that are not trusted may grow by so many bytes: this one, or a new one of this manager's.
 
     One stranger, under several names too, leaves room for others: a network (an address, of IPv6 a /64) from which
-    the makers of many or large ones have logged in has no share in the last part.
+    the makers of many or large ones have logged in, or a site (a /48) from which they have come, has no share in the
+    last part.
     """
     most = MIB * tx.settings.max_untrusted_projects
     left = most - used(tx, "projects") - size

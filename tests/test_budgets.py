@@ -1120,6 +1120,16 @@ def test_one_address_leaves_others_room_under_whatever_names_it_makes_projects(m
         assert create_until_refused(other, "other") == 2
 
 
+def test_one_site_of_ipv6_leaves_others_room_from_however_many_of_its_networks_it_comes(
+    make_site: Callable[..., Site],
+) -> None:
+    site = make_site(max_untrusted_projects=32)
+    with behind(site, "one", "2001:db8:1:1::1") as one, behind(site, "two", "2001:db8:1:2::1") as two:
+        assert (create_until_refused(one, "one"), create_until_refused(two, "two")) == (6, 0)
+    with behind(site, "other", "2001:db8:2:1::1") as other:
+        assert create_until_refused(other, "other") == 2
+
+
 def test_one_address_leaves_others_room_with_whatever_it_fills_its_project(make_site: Callable[..., Site]) -> None:
     house = House(make_site(max_untrusted_projects=24))
     sizes = [2_000_000] * 6 + [1_000_000] * 10
