@@ -24,7 +24,7 @@ from typing import Annotated, Any, BinaryIO, Literal
 import msgspec
 from msgspec import Meta
 from starlette.requests import ClientDisconnect
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
 import acts
 import budgets
@@ -35,6 +35,7 @@ from callers import ALL_ROLES, EDIT, LOGIN, PROJECT, READ, Caller, logged_in, ne
 from errors import TrackerError, convert, encode, refuse_many_parts, refuse_nul, shaped
 from lines import MOST_LINE_BYTES, numbered_lines
 from shapes import INT64_MAX
+from streams import Stream
 from tracker import Call, Native, Reply, takes
 from writer import Tx
 
@@ -366,7 +367,7 @@ async def exported(running: tracker.Tracker, session: bytes | None, project: int
     head, total, last = await read(read_head, project, secrets)
     headers = {"content-disposition": f'attachment; filename="project-{project}.jsonl"', "cache-control": "no-store"}
     lines = Exporting(read, project, total, last).lines(head)
-    return StreamingResponse(lines, media_type="application/x-ndjson", headers=headers)
+    return Stream(lines, media_type="application/x-ndjson", headers=headers)
 
 
 # ── Import ────────────────────────────────────────────────────────────────────────────────────────────────────────────

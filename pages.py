@@ -43,7 +43,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from msgspec import UNSET, Meta, UnsetType
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response, StreamingResponse
+from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
 
 import browsers
@@ -69,6 +69,7 @@ from errors import TrackerError
 from logs import LEVEL_NAMES, LEVELS, READABLE_LINES, act_details, log_reader
 from server import decoded
 from shapes import INT64_MAX, Id, JobState
+from streams import Stream
 from tracker import ADMIN, EDIT, LOGIN, MAINTENANCE, MANAGE_ACCESS, READ, SECRET, SEES, Call, Caller, Tx, encode
 
 # ── Charts and statistics ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -1473,7 +1474,7 @@ async def export_tasks(visit: Visit) -> Response:
             return await read(more, 1, columns)
 
     headers = {"content-disposition": f'attachment; filename="project-{project}-{wanted.state}.jsonl"'}
-    return StreamingResponse(lines(), media_type="application/x-ndjson", headers=headers)
+    return Stream(lines(), media_type="application/x-ndjson", headers=headers)
 
 
 EXPORTED = (

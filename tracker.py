@@ -15,15 +15,15 @@ found out once in a transaction, and what a function needs is declared where it 
 
 Beside this module: errors (what is refused) and faults (what fails), meter (what is counted), shapes (what goes in and
 out), callers (who calls, and what they may), settings, server, listening, protocol and connections (how bytes come in),
-turns (who goes first), browsers (what they may do), forms (that are sent once), attempts (at passwords), pauses (of
-workers that fail), limits, budgets and shares (how often, how much, and of what all share), database (the file) with
-guard (of it) and writer (the one that writes), clock, wal, space and retention (that it does not grow for ever), counts
-(the live ones) and warming (what is read for it), failures (why tasks fail), lines and githook (uploads, push events),
-logs (that workers write), logfile, names (that people choose), waiting (workers that wait), heard (who asks), openapi
-(the API's document), acts (what managers did), packing (gzip), notices and webhooks (what others are told), schema.sql;
-on top of it, and imported when somebody needs them: pages (the manager UI), metrics (for monitors), dialects/ (other
-systems' APIs), commands (the command line) with notify (what the service manager is told) and backup, deletion and
-moving (of a project), projects (all at once), workers (renamed and deleted).
+streams (long answers), turns (who goes first), browsers (what they may do), forms (that are sent once), attempts (at
+passwords), pauses (of workers that fail), limits, budgets and shares (how often, how much, and of what all share),
+database (the file) with guard (of it) and writer (the one that writes), clock, wal, space and retention (that it does
+not grow for ever), counts (the live ones) and warming (what is read for it), failures (why tasks fail), lines and
+githook (uploads, push events), logs (that workers write), logfile, names (that people choose), waiting (workers that
+wait), heard (who asks), openapi (the API's document), acts (what managers did), packing (gzip), notices and webhooks
+(what others are told), schema.sql; on top of it, and imported when somebody needs them: pages (the manager UI), metrics
+(for monitors), dialects/ (other systems' APIs), commands (the command line) with notify (what the service manager is
+told) and backup, deletion and moving (of a project), projects (all at once), workers (renamed and deleted).
 Sections, in the order in which they depend on each other (search for "# ── "):
 
     Ids, secrets and searches · Dialects · Workers · Projects and access · Managers ·
@@ -74,7 +74,7 @@ from msgspec import UNSET, Meta, Raw, UnsetType
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import RedirectResponse, Response, StreamingResponse
+from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Match, Route
 
 import acts
@@ -166,18 +166,10 @@ from meter import counted
 from packing import pack
 from protocol import LONGEST_DIRECT, Direct, Fields
 from retention import PRUNE, prune, roll_tallies
-from server import (
-    Incoming,
-    Server,
-    decoded,
-    hand_out,
-    plain_cycle,
-    run_loop,
-    uvicorn_config,
-    write_at_once,
-)
+from server import Incoming, Server, decoded, hand_out, plain_cycle, run_loop, uvicorn_config, write_at_once
 from settings import FIELDS, Settings
 from shapes import COUNT_COLUMNS, INT16_MAX, INT64_MAX, PROJECT_COLUMNS, Id, Manager, Project, Task, about
+from streams import Stream
 from turns import Turns
 from waiting import Assigned, Polls, Waiters
 from warming import Warming
@@ -467,8 +459,14 @@ class Part(list):
 
     after: Any = None
 
+    def taken(self) -> bytes:
+        """Its rows, each behind a comma. It has them no more: it would for as long as they wait to be sent."""
+        rows = b"".join(b"," + bytes(row) for row in self)
+        self.clear()
+        return rows
 
-PART_ROWS, PART_BYTES = 500, 2**18  # a part ends with the row that reaches one of them
+
+PART_ROWS, PART_BYTES = 500, 2**16  # a part ends with the row that reaches one of them
 
 
 def part_of(rows: Iterable[sqlite3.Row], shown: Callable[[sqlite3.Row], Any], place: Callable[[Any], Any]) -> Part:
@@ -4508,7 +4506,7 @@ class Endpoint:
             answer = await call.refuse(error)
         except Exception as error:
             answer = await call.refuse(fault(error, f"{scope['method']} {scope['path']}"))
-        if scope["method"] == "HEAD" and isinstance(answer, StreamingResponse):
+        if scope["method"] == "HEAD" and isinstance(answer, Stream):
             answer.body_iterator = no_body()
         self.answers[counted(answer)] += 1
         if self.packs:
@@ -4819,18 +4817,18 @@ def handler_of(row: Native) -> Callable[[Call], Awaitable[Reply]]:
     return handler
 
 
-def in_parts(database: Database, row: Native, args: list, part: Part) -> StreamingResponse:
+def in_parts(database: Database, row: Native, args: list, part: Part) -> Stream:
     """The answer with a long list. Each part of it is read when the one before has been sent."""
 
     async def parts(part: Part) -> AsyncIterator[bytes]:
-        yield b'{"ok":true,"content":{"%b":[' % row.envelope.encode() + b",".join(map(bytes, part))
+        yield b'{"ok":true,"content":{"%b":[' % row.envelope.encode() + part.taken()[1:]
         while part.after is not None:
             part = await database.read(functools.partial(as_caller, after=part.after), row.function, *args)
-            yield b"".join(b"," + one for one in map(bytes, part))
+            yield part.taken()
         yield b"]}}"
 
     headers = {name.decode(): value.decode() for name, value in JSON_HEADERS}
-    return StreamingResponse(parts(part), headers=headers)
+    return Stream(parts(part), headers=headers)
 
 
 @takes(Call.worker, BulkSubmitBody | list[BulkTask], who=SUBMITTER, answer=shapes.BulkSubmitted)

@@ -23,7 +23,7 @@ from sqlite3 import Row
 from typing import Any
 
 import msgspec
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 from starlette.routing import Route
 
 import tracker
@@ -31,6 +31,7 @@ from dialects.plumbing import HEADERS, as_text
 from errors import form_pairs, refuse_many_parts
 from logs import LEVEL_NAMES
 from server import decoded
+from streams import Stream
 from tracker import STRANGERS_BODY, Call, Guesser, MethodNotAllowed, TrackerError, Tx
 
 NOT_VARIABLES = ("template", "token", "key")
@@ -217,7 +218,7 @@ async def logs(call: Call) -> Response:
     """Sends a job's log, as it is read: a long one is held neither in memory nor in one transaction."""
     parameters = await read_parameters(call, STRANGERS_BODY)
     job_id, entries = await call.tracker.db.read(begin_log, parameters, call.guesser)
-    return StreamingResponse(log_lines(call.tracker.db, job_id, entries), media_type="text/plain", headers=HEADERS)
+    return Stream(log_lines(call.tracker.db, job_id, entries), media_type="text/plain", headers=HEADERS)
 
 
 def begin_log(tx: Tx, parameters: dict[str, Any], guesser: Guesser) -> tuple[int, list[Row]]:

@@ -100,7 +100,7 @@ def test_a_stream_stays_one(site: Site, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(tracker, "PART_BYTES", 1, raising=False)
     answer = site.admin.http.get("/openapi.json")
     assert answer.status_code == 200
-    streamed = tracker.StreamingResponse(iter([b"x" * 5000]), media_type="text/plain")
+    streamed = tracker.Stream(iter([b"x" * 5000]), media_type="text/plain")
     assert not hasattr(streamed, "body")
 
 

@@ -26,7 +26,7 @@ from uuid import UUID
 import msgspec
 from msgspec import Meta, Raw
 from starlette.requests import ClientDisconnect
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 from starlette.routing import Route
 
 import errors
@@ -41,6 +41,7 @@ from dialects.testflinger import clients, domain, queues
 from dialects.testflinger.files import Stored, files_of
 from dialects.testflinger.queues import Unprocessable
 from server import LARGE, decoded
+from streams import Stream
 from tracker import TrackerError, Tx, encode
 
 # ── Requests ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -392,7 +393,7 @@ def calls(function: Callable, *path: str, given: type | Decode | None = None, lo
             return nothing() if reads else as_text("OK")
         if len(content) == 1:
             return as_bytes(content[0], "application/json")
-        return StreamingResponse(read_on(ask, content), 200, HEADERS, "application/json")
+        return Stream(read_on(ask, content), 200, HEADERS, "application/json")
 
     return handle
 
@@ -545,7 +546,7 @@ async def jobs_found(ask: Ask, wanted: domain.Search, **more: str) -> Response:
             yield b"," + piece
         yield b"]"
 
-    return StreamingResponse(array(), 200, HEADERS, "application/json")
+    return Stream(array(), 200, HEADERS, "application/json")
 
 
 async def pieces_found(ask: Ask, wanted: domain.Search, more: dict[str, str]) -> AsyncIterator[bytes]:

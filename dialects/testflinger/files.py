@@ -24,11 +24,12 @@ from typing import Any, NamedTuple
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
 import server
 from dialects.plumbing import HEADERS
 from limits import Limits
+from streams import Stream
 from tracker import Call, Settings, TrackerError
 
 log = logging.getLogger("tracker")
@@ -370,7 +371,7 @@ def open_file(path: Path) -> tuple[io.FileIO, int]:
     return file, os.fstat(file.fileno()).st_size
 
 
-class Download(StreamingResponse):
+class Download(Stream):
     """An answer that streams an open file, and closes it whatever happens."""
 
     media_type = "application/gzip"

@@ -19,13 +19,14 @@ from urllib.parse import quote
 import msgspec
 from msgspec import Meta
 from starlette.requests import ClientDisconnect
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
 import pages
 import tracker
 from dialects.testflinger import clients, domain, events, queues
 from dialects.testflinger.files import files_of
 from pages import PAGE_ROWS, Action, Page
+from streams import Stream
 from tracker import EDIT, READ, Caller, TrackerError, Tx
 
 MOST_SHOWN = 500  # agents or images of one queue, queues of one agent: nobody has so many
@@ -517,7 +518,7 @@ async def send_output(visit: pages.Visit, uuid: str, kind: str) -> Response:
                 raise ClientDisconnect from error
 
     name = "-".join(filter(None, (uuid, re.sub(r"\W", "", query.phase), kind)))
-    return named(StreamingResponse(pieces(), media_type="text/plain; charset=utf-8"), f"{name}.txt")
+    return named(Stream(pieces(), media_type="text/plain; charset=utf-8"), f"{name}.txt")
 
 
 # ── Agents ────────────────────────────────────────────────────────────────────────────────────────────────────────────
