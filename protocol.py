@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import re
 import socket
@@ -137,7 +138,7 @@ class Direct:
         if not (self.turn and self.body_complete) or self.disconnected:
             return
         if self.protocol.flow.write_paused:
-            self.protocol.held = self  # else a client that never reads would have its answers pile up here
+            self.protocol.held = self.go_on  # else a client that never reads would have its answers pile up here
         else:
             self.begin()
 
@@ -239,7 +240,7 @@ class GuardedProtocol(HttpToolsProtocol):
     begun = False  # in this turn, the application has been given something to do
     known = 0  # so many hot calls go first, as one has succeeded lately, here or (Credit) from the same address
     remembered: Any = None  # what the application wants to know again when the next request comes
-    held: Direct | None = None  # what begins when the client has taken in the answers before it
+    held: Callable[[], None] | None = None  # what begins when the client has taken in the answers before it
     ended = False  # the client has ended its side, and waits for answers
     unread: Callable[[], None] | None = None  # what is to be called when the last answer turns out to be read by nobody
     lost: asyncio.Future | None = None  # who stops the server waits for it
@@ -538,6 +539,8 @@ class GuardedProtocol(HttpToolsProtocol):
         if isinstance(cycle, Direct):
             cycle.turn = True
             cycle.go_on()
+        elif self.flow.write_paused:  # else its answer, which may be long, would be made and wait as well
+            self.held = functools.partial(self._start_asgi_task, cycle, app)
         else:
             self.running = cycle
             super()._start_asgi_task(cycle, app)
@@ -614,7 +617,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self.crowd.forget_unsent(self)
         held, self.held = self.held, None
         if held:
-            held.go_on()
+            held()
 
     def refuse(self, error: TrackerError) -> None:
         """Answers what comes in with the refusal, after the requests before it, and reads nothing more."""

@@ -10,11 +10,12 @@ from collections.abc import AsyncIterator, Callable, Iterator
 import pytest
 from conftest import wait_until
 from starlette.responses import Response
-from test_server import Running
+from test_server import Running, read_all
 
 import streams
 
 LARGE = 2**24  # bytes: more than the systems at both ends take in advance
+GET = b"GET /whole HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 class Piece:
@@ -90,3 +91,33 @@ def test_what_is_broken_off_ends_at_once_and_leaves_nothing(stream: Streaming) -
     finally:
         gc.enable()
     assert stream.made < 3
+
+
+def test_a_request_begins_when_the_answer_before_has_been_taken_in(stream: Streaming) -> None:
+    with stream.connect("/whole") as connection:
+        wait_until(lambda: stream.made)
+        connection.sendall(GET)
+        stream.goes_round()
+        assert stream.made == 1
+        assert length_of(connection, 2 * LARGE) >= 2 * LARGE
+        assert stream.made == 2
+
+
+def test_a_request_that_waits_for_the_answer_before_is_forgotten_when_its_client_goes(stream: Streaming) -> None:
+    with stream.connect("/whole") as connection:
+        wait_until(lambda: stream.made)
+        connection.sendall(GET)
+        stream.goes_round()
+    wait_until(lambda: not stream.server.server_state.connections)
+    stream.goes_round()
+    assert stream.made == 1
+
+
+def test_requests_that_wait_for_the_answer_before_are_answered_though_the_server_stops(stream: Streaming) -> None:
+    with stream.connect("/whole") as connection:
+        wait_until(lambda: stream.made)
+        connection.sendall(GET.replace(b"whole", b"small"))
+        stream.goes_round()
+        stream.server.stop()
+        wait_until(lambda: stream.told)
+        assert read_all(connection).endswith(b"done")
