@@ -5538,12 +5538,17 @@ async def openapi_json(call: Call) -> Response:
     """GET /openapi.json: the JSON API as programs read about it."""
     base = call.base
     written_for = SOME_BASE if shlex.quote(base) == base else SOME_QUOTED_BASE
-    document = await asyncio.to_thread(written_document, call.tracker.settings, written_for)
-    body = document.replace(written_for.encode(), base.encode())
+    body = await asyncio.to_thread(document_at, call.tracker.settings, written_for, base)
     return Response(body, media_type="application/json", headers={"X-Content-Type-Options": "nosniff"})
 
 
 SOME_BASE, SOME_QUOTED_BASE = "http://tracker.invalid", "http://[tracker.invalid]"  # as a shell has to read it
+
+
+@functools.lru_cache(maxsize=4)
+def document_at(settings: Settings, written_for: str, base: str) -> bytes:
+    """The document for those who ask at this URL: however many do not take it in, it is in memory once."""
+    return written_document(settings, written_for).replace(written_for.encode(), base.encode())
 
 
 @functools.lru_cache(maxsize=8)

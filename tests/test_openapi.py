@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import json
 import re
@@ -605,3 +606,18 @@ def more_refusals(one: Operation, jobs: dict[str, str]) -> list[dict[str, Any]]:
         "post_register": [FROM_ELSEWHERE] * 4,
         "post_worker_create": [FROM_ELSEWHERE] * 4,
     }.get(one.description["operationId"], [])
+
+
+def test_the_document_is_in_memory_once_for_all_who_ask_at_one_url() -> None:
+    app, sent = tracker.create_app(), []
+    scope = {"type": "http", "method": "GET", "path": "/openapi.json", "headers": [], "query_string": b""}
+    scope |= {"scheme": "http", "client": ("testclient", 1), "root_path": ""}
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message.get("body"))
+
+    for _ in range(2):
+        asyncio.run(app({**scope}, None, send))
+    _, first, _, second = sent
+    assert len(first) > 100_000
+    assert first is second
