@@ -581,7 +581,8 @@ class GuardedProtocol(HttpToolsProtocol):
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
-        self.flow.resume_reading()
+        if len(self.pipeline) < 2:  # else some would come for each that is answered, and each takes 4 KB
+            self.flow.resume_reading()
         self.idle = self.loop.time()
         if self.pipeline:
             if self.known and isinstance(self.pipeline[-1][0], Direct):

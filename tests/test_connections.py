@@ -290,6 +290,23 @@ def test_many_pipelined_requests_are_answered_in_their_order(site: Site) -> None
     assert [body["message"].removeprefix("There is nothing at ") for *_, body in sent(site, data)] == paths
 
 
+def test_few_requests_are_read_ahead_of_their_answers(
+    run: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts, begin_next = [], protocol.GuardedProtocol.begin_next
+
+    def noted(self: protocol.GuardedProtocol, until: float) -> bool:
+        counts.append(len(self.pipeline))
+        return begin_next(self, until)
+
+    monkeypatch.setattr(protocol.GuardedProtocol, "begin_next", noted)
+    with run().connect() as connection:
+        connection.sendall(GET * 200)
+        connection.shutdown(socket.SHUT_WR)
+        assert read_all(connection).count(b"done") == 201
+    assert max(counts) <= protocol.SMALL_PIECE // len(GET) + 2
+
+
 def test_requests_that_wait_unread_count_as_pipelined_ones(run: Callable[..., Running]) -> None:
     with run().connect("/slow") as connection:
         connection.sendall(GET * 2 * protocol.MOST_PIPELINED)
