@@ -21,6 +21,7 @@ import nursery
 import pytest
 from conftest import Manager, Worker, wait_until
 
+import commands
 import database
 import tracker
 from database import SCHEMA_VERSION, prepare_file
@@ -324,6 +325,52 @@ def test_what_threads_have_used_for_passwords_and_bodies_goes_back() -> None:
     command = [sys.executable, "-c", THREADS]
     ended = subprocess.run(command, cwd=PROGRAM.parent, capture_output=True, text=True, timeout=170, check=True)
     assert int(ended.stdout) < 60
+
+
+HOLES = """
+import ctypes, resource, commands
+
+def used():
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+
+library = ctypes.CDLL(None)
+library.mallinfo2.restype = commands.Heap
+many = [b"x" * 20_000 for _ in range(4_000)]
+least, before = library.mallinfo2().free, used()
+del many[::2]
+least = commands.emptied(least, library)
+print((before - used()) // 2**20, least // 2**20)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="it is the GNU C library's")
+def test_what_becomes_free_between_what_is_used_goes_back() -> None:
+    command = [sys.executable, "-c", HOLES]
+    ended = subprocess.run(command, cwd=PROGRAM.parent, capture_output=True, text=True, timeout=60, check=True)
+    gone, free = map(int, ended.stdout.split())
+    assert gone > 20 < free  # of 38
+
+
+class Library:
+    """A C library that has so much free, and counts how often it is to give that back."""
+
+    def __init__(self) -> None:
+        self.free, self.trims = 0, 0
+
+    def mallinfo2(self) -> commands.Heap:
+        return commands.Heap(free=self.free)
+
+    def malloc_trim(self, pad: int) -> None:
+        self.trims += 1
+
+
+def test_nothing_goes_back_until_much_more_is_free_than_there_was() -> None:
+    library, least, trims = Library(), 2 * commands.GROWN, []
+    for library.free in (2, 3, 1, 2, 3, 4, 4.5):
+        library.free = int(library.free * commands.GROWN)
+        least = commands.emptied(least, library)
+        trims.append(library.trims)
+    assert trims == [0, 0, 0, 0, 1, 1, 2]
 
 
 # ── What a start says ─────────────────────────────────────────────────────────────────────────────────────────────────
