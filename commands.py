@@ -23,6 +23,7 @@ import backup
 import notify
 import shapes
 from attempts import hash_password
+from connections import check_descriptors
 from database import Clock, Database
 from errors import TrackerError, convert
 from listening import listeners
@@ -260,6 +261,7 @@ def emptied(least: int, library: Any) -> int:
 
 
 def serve(settings: Settings, sources: dict[str, str], options: argparse.Namespace) -> None:
+    check_descriptors(settings.max_connections)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
     give_memory_back()
     logging.raiseExceptions = False  # a line that cannot be written anywhere is none that others are written about

@@ -11,6 +11,7 @@ from __future__ import annotations
 import collections
 import errno
 import logging
+import math
 import os
 import socket
 import time
@@ -19,6 +20,7 @@ from typing import Any, Protocol
 
 from uvicorn.protocols.http.flow_control import FlowControl
 
+from errors import TrackerError
 from limits import Gauge
 from shares import Shares
 from turns import Turns
@@ -57,6 +59,18 @@ def room_for(most: int) -> int:
         except (OSError, ValueError):  # macOS has a limit of the whole system below what it calls unlimited
             pass
     return most if soft == resource.RLIM_INFINITY else max(1, min(most, soft - RESERVED_DESCRIPTORS))
+
+
+LEAST_DESCRIPTORS = 32  # it listens with 26
+
+
+def check_descriptors(most: int) -> None:
+    """Refuses to start where the system allows so few open files that nobody could be served: each part would fail."""
+    room_for(most)
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0] if resource else math.inf
+    if 0 <= soft < LEAST_DESCRIPTORS:
+        problem = f"The system allows {soft} open files (ulimit -n), of which each connection takes one"
+        raise TrackerError("start", f"{problem}: a tracker needs {LEAST_DESCRIPTORS}")
 
 
 class Seldom:

@@ -888,6 +888,22 @@ print(connections.room_for(500), connections.room_for(10_000), resource.getrlimi
     assert done.stdout.split("\n")[0] == "500 936 (1000, 1000)", done.stderr
 
 
+@pytest.mark.skipif(connections.resource is None, reason="needs a limit of open files")
+@pytest.mark.parametrize(("soft", "hard", "serves"), [(12, 12, False), (31, 31, False), (12, 64, True), (32, 32, True)])
+def test_a_tracker_that_may_open_too_few_files_says_so_in_one_line(
+    tmp_path: Path, soft: int, hard: int, serves: bool
+) -> None:
+    command = f"ulimit -Sn {soft}; ulimit -Hn {hard}; exec {sys.executable} {HOME}/tracker.py --port 0 2>&1"
+    with subprocess.Popen(["sh", "-c", command], cwd=tmp_path, stdout=subprocess.PIPE, text=True) as running:
+        line = running.stdout.readline()
+        running.terminate()
+        left = running.stdout.read()
+    assert line.startswith(
+        "Tracker listening" if serves else f"tracker: The system allows {hard} open files (ulimit -n)"
+    )
+    assert serves or (left, list(tmp_path.iterdir())) == ("", [])
+
+
 def test_running_out_of_open_files_is_logged(
     run: Callable[..., Running], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
