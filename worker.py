@@ -14,8 +14,9 @@ server comes from *Credentials*; what we may do there is asked for in *Access*.
 How a run flows: the *Taker*, a thread, asks for as many tasks as there is room for; each becomes a *Work*, a thread of
 its own: of `worker.py run` an *Execution*, which has the *Terms* say what to start, starts it as a *Process* and judges
 its end, and what the process prints goes through its *Streams* into a *TaskLog*; of the library a *Call* of a function.
-The *Courier*, a thread, brings logs and results to the tracker. The *Runner* holds what they share, and its main thread
-watches the time limits and the signals.
+The *Courier*, a thread, brings logs and results to the tracker, and sends out another one for what a job has to say;
+the *Keeper*, a thread, extends leases. The *Runner* holds what they share, and its main thread watches the time limits
+and the signals.
 
 How tasks() flows: the caller's thread takes a task and releases it; the *keeper*, a thread, extends leases meanwhile.
 
@@ -2141,6 +2142,8 @@ class Work(threading.Thread):
         self.ended = ended
         self.outcome: Outcome | None = None
         self.release_at = -math.inf
+        self.client: RunClient | None = None  # by which what a job has to say is brought
+        self.is_out = False  # somebody is on the way for it
         self.cause: Cause | None = None
         self.began = time.monotonic()
         self.limit = assignment.time_limit(args.timeout, args.kill_grace)
@@ -2174,7 +2177,8 @@ class Work(threading.Thread):
     def wants_time(self, now: float) -> bool:
         """Whether its lease is to be extended: each time that half of it is over, so a lost answer does no harm."""
         assignment = self.assignment
-        lasts = self.outcome is None and self.cause is not Cause.TAKEN_AWAY and assignment.ends < self.needed
+        is_wanted = self.outcome is None or not self.outcome.is_held  # its result may have to wait
+        lasts = is_wanted and self.cause is not Cause.TAKEN_AWAY and assignment.ends < self.needed
         return assignment.is_extensible and lasts and assignment.ends - now < assignment.lease / 2
 
     def keep_to_lease(self) -> None:
@@ -2397,28 +2401,79 @@ class RunClient(Client):
 
     def copy(self) -> tuple[RunClient, Halt]:
         """A copy for another thread, and what stops it."""
-        other = copy.copy(self)  # httpx's own client is made to be shared
+        other = self.another()
         other.interrupts = halt = Halt()
         return other, halt
+
+    def another(self) -> RunClient:
+        """A copy for another thread, which the same stops."""
+        other = copy.copy(self)  # httpx's own client is made to be shared
+        other.calling_since = math.inf
+        return other
+
+
+class Keeper(threading.Thread):
+    """Extends the leases of tasks, whatever the Courier waits for meanwhile."""
+
+    PAUSE = 0.25  # seconds between two looks whether a lease is to be extended
+    TOGETHER = 500  # tasks in one request; trackers take 1000
+
+    def __init__(self, runner: Runner, client: RunClient):
+        super().__init__(name="keeper", daemon=True)
+        self.runner = runner
+        self.client = client
+
+    def run(self) -> None:
+        with self.runner.minding():
+            while True:
+                self.keep()
+                self.client.interrupts.sleep(self.PAUSE)
+
+    def keep(self) -> None:
+        """Extends the leases of which half is over."""
+        now = time.monotonic()
+        with self.runner.changed:
+            ending = [execution for execution in self.runner.unsettled if execution.wants_time(now)]
+        for start in range(0, len(ending), self.TOGETHER):
+            self._extend(ending[start : start + self.TOGETHER])
+
+    def _extend(self, executions: list[Work]) -> None:
+        """Asks for more time for these tasks, and heeds what the tracker says of them."""
+        now = time.monotonic()
+        try:
+            answers = extend_leases(self.client, [one.assignment for one in executions])
+        except Refused as refused:
+            self.runner.display.notice(f"the leases of {len(executions)} tasks are not extended: {refused.message}")
+            for execution in executions:
+                execution.keep_to_lease()
+            return
+        for execution, is_held in zip(executions, answers, strict=True):
+            execution.held_at = now
+            if not is_held:
+                execution.stop(Cause.TAKEN_AWAY)
 
 
 class Courier(threading.Thread):
     """Brings log lines and results to the tracker, and kills what the tracker says is not ours any more.
 
-    The only thread that does: what one task has to say arrives in the order in which it was said.
+    There is one, who brings those of plain tasks, many together, and sends out another one for what a job has to say:
+    that may be large, and the tracker or a proxy may have it wait, for which no other task is to wait. Only one at a
+    time goes for a job, so what a task has to say arrives in the order in which it was said.
     """
 
     PAUSE = 0.25  # seconds between two batches of the same log, unless the next one is full
     TOGETHER = 500  # tasks in one request; trackers take 1000
     HELD_PER_SECOND = 20  # requests that ask whether held tasks are still ours
 
-    def __init__(self, runner: Runner, client: RunClient):
-        super().__init__(name="courier", daemon=True)
+    def __init__(self, runner: Runner, client: RunClient, job: Work | None = None):
+        """job: for which this one goes, once."""
+        super().__init__(name=f"courier of {job.name}" if job else "courier", daemon=True)
         self.runner = runner
         self.client = client
+        self.job = job
 
     def run(self) -> None:
-        with self.runner.minding(hopeless=True):
+        with self.runner.back_from(self.job), self.runner.minding(hopeless=True):
             try:
                 self._deliver_all(self._deliver)
             except (Halted, Fail):
@@ -2427,54 +2482,51 @@ class Courier(threading.Thread):
                 self.runner.fail(Fail(fault(error)))
                 self._deliver_all(self._deliver_without_logs)
 
-    def _deliver_all(self, deliver: Callable[[list[Work]], None]) -> NoReturn:
-        """Has everything delivered that there is, again and again."""
+    def _deliver_all(self, deliver: Callable[[list[Work]], None]) -> None:
+        """Has everything delivered that there is, again and again; of a job, what there is now."""
         while True:
             self.client.interrupts.check()
-            deliver(self.runner.undelivered(self.PAUSE))
+            deliver([self.job] if self.job else self.runner.undelivered(self.PAUSE))
+            if self.job:
+                return
 
     def _deliver(self, executions: list[Work]) -> None:
         """Brings the lines of these tasks, and the results of those that are due."""
-        now, due = time.monotonic(), []
-        self._extend([execution for execution in executions if execution.wants_time(now)])
+        due = []
         for execution in executions:
+            if execution.assignment.job and not self.job and self._goes_for(execution):
+                continue
             is_due = self.runner.is_due(execution)  # before the lines: once it has ended, no further line comes
             self._send_log(execution, all_of_it=is_due)
             if is_due:
                 due.append(execution)
         self._release_all(due)
 
+    def _goes_for(self, job: Work) -> bool:
+        """Whether another one goes for this job, or nobody need. Not if this system has no thread left."""
+        if not (self.runner.is_due(job) or job.log.entries or self._is_silent(job)):
+            return True
+        job.is_out = True
+        try:
+            Courier(self.runner, job.client or self.client, job).start()
+        except RuntimeError:
+            job.is_out = False
+        return job.is_out
+
     def _deliver_without_logs(self, executions: list[Work]) -> None:
         """What is left to be done after a fault of ours."""
         for execution in executions:
             execution.log.close()
+            if execution.assignment.job and not self.job and self._goes_for(execution):
+                continue
             if self.runner.is_due(execution):
                 self._release(execution)
-
-    def _extend(self, executions: list[Work]) -> None:
-        """Asks for more time for these tasks, and heeds what the tracker says of them."""
-        for start in range(0, len(executions), self.TOGETHER):
-            several = executions[start : start + self.TOGETHER]
-            now = time.monotonic()
-            try:
-                answers = extend_leases(self.client, [one.assignment for one in several])
-            except Refused as refused:
-                self.runner.display.notice(f"the leases of {len(several)} tasks are not extended: {refused.message}")
-                for execution in several:
-                    execution.keep_to_lease()
-                continue
-            for execution, is_held in zip(several, answers, strict=True):
-                execution.held_at = now
-                if not is_held:
-                    execution.stop(Cause.TAKEN_AWAY)
 
     def _send_log(self, execution: Work, all_of_it: bool) -> None:
         """Sends a batch of the task's lines, or all; none at all now and then, to hear whether it is still ours."""
         while execution.cause is not Cause.TAKEN_AWAY:
             entries = execution.log.batch()
-            many_held = 0 if execution.outcome is None else len(self.runner.held) / self.HELD_PER_SECOND
-            silence = max(self.runner.args.heartbeat, many_held)
-            if not entries and (all_of_it or time.monotonic() - execution.held_at < silence):
+            if not entries and (all_of_it or not self._is_silent(execution)):
                 return
             try:
                 self._post_log(execution, entries)
@@ -2485,6 +2537,12 @@ class Courier(threading.Thread):
                 return
             if not all_of_it:
                 return
+
+    def _is_silent(self, execution: Work) -> bool:
+        """Whether it is long since the tracker told that the task is ours."""
+        many_held = 0 if execution.outcome is None else len(self.runner.held) / self.HELD_PER_SECOND
+        silence = max(self.runner.args.heartbeat, many_held)
+        return execution.cause is not Cause.TAKEN_AWAY and time.monotonic() - execution.held_at >= silence
 
     def _post_log(self, execution: Work, entries: list[dict[str, Any]]) -> None:
         """Sends these lines, and heeds what the tracker says of the task. Refused when it does not take them."""
@@ -2718,8 +2776,8 @@ class Tally(collections.Counter[str]):
 class Runner:
     """Keeps up to `concurrency` tasks running until it is told to stop, and says how it is getting on.
 
-    The Taker starts tasks, each Execution is a thread of its own, the Courier delivers; what they share is here, and
-    changes under `changed`. The main thread watches the clock and the signals.
+    The Taker starts tasks, each Execution is a thread of its own, the Courier delivers, the Keeper extends leases; what
+    they share is here, and changes under `changed`. The main thread watches the clock and the signals.
     """
 
     TICK = 0.2
@@ -2757,7 +2815,7 @@ class Runner:
         self.taker = Taker(self, taking)
         if not getattr(args, "no_wait", True):
             self.taker.admission = Admission(taking, self.display.notice, assign=True, submit=False)
-        self.courier = Courier(self, delivering)
+        self.courier, self.keeper = Courier(self, delivering), Keeper(self, delivering.another())
 
     # The main thread.
 
@@ -2765,6 +2823,7 @@ class Runner:
         """Returns when nothing is left to be done, or nothing can be."""
         try:
             self.courier.start()
+            self.keeper.start()
             self.taker.start()
         except RuntimeError as error:
             raise Fail(f"this system has no thread left for us: {error}") from None
@@ -2869,7 +2928,9 @@ class Runner:
     def start_all(self, assignments: list[Assignment]) -> None:
         """Starts these tasks, or gives them back."""
         for assignment in assignments:
-            execution = self.work_on(assignment, self.courier.client.is_away, self._ended)
+            client = self.courier.client.another() if assignment.job else self.courier.client
+            execution = self.work_on(assignment, client.is_away, self._ended)
+            execution.client = client
             with self.changed:
                 self.taken += 1
                 for earlier in self.unsettled:  # its lease has ended, and it must say no more
@@ -2929,9 +2990,23 @@ class Runner:
     def undelivered(self, seconds: float) -> list[Work]:
         """The tasks that may have something to be delivered: at once when much is, else after the time."""
         with self.changed:
-            tasks = self.unsettled
-            self.changed.wait_for(lambda: any(self.is_due(one) or one.log.has_full_batch() for one in tasks), seconds)
-            return list(tasks)
+            self.changed.wait_for(lambda: any(map(self._is_urgent, self.unsettled)), seconds)
+            return [one for one in self.unsettled if not one.is_out]
+
+    def _is_urgent(self, execution: Work) -> bool:
+        """Whether much is to be delivered of a task, or all, and nobody is on the way for it."""
+        return not execution.is_out and (self.is_due(execution) or execution.log.has_full_batch())
+
+    @contextlib.contextmanager
+    def back_from(self, job: Work | None) -> Iterator[None]:
+        """After the block nobody is on the way for this job any more."""
+        try:
+            yield
+        finally:
+            if job:
+                with self.changed:
+                    job.is_out = False
+                    self.changed.notify_all()
 
     def is_due(self, execution: Work) -> bool:
         """Whether the task is to be released now; one that is held is when no other will come."""

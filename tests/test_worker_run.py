@@ -1,6 +1,7 @@
 """`worker.py run` as its users have it: real processes, started by a worker.py of its own, against a real tracker."""
 
 import contextlib
+import http.server
 import json
 import os
 import shlex
@@ -11,9 +12,10 @@ import time
 import types
 from pathlib import Path
 
+import httpx
 import pytest
 from conftest import Manager, Worker, wait_until
-from test_worker import PATIENT, Client, free_port, on_terminal, posix_only, read_until, tracker_process
+from test_worker import PATIENT, Client, free_port, listening, on_terminal, posix_only, read_until, tracker_process
 
 import worker
 
@@ -584,8 +586,8 @@ def test_what_the_tracker_says_of_an_extension_is_heeded():
     for execution in kept, lost:
         execution.assignment.hold_until(time.monotonic() + 10)
     answers = [{"held": True, "left": 100}, {"held": False, "left": 0}]
-    tracker = Tracker(runner.courier.client, extensions=answers, held=True)
-    deliver(runner)
+    tracker = Tracker(runner.keeper.client, extensions=answers, held=True)
+    runner.keeper.keep()
     wishes = [{"task_id": 1, "seconds": 100, "attempt": attempt} for attempt in (3, 0)]
     assert tracker.calls[0] == ("/task/extend", {"extensions": wishes})
     assert (kept.cause, lost.cause) == (None, worker.Cause.TAKEN_AWAY)
@@ -596,8 +598,8 @@ def test_a_command_whose_lease_is_not_extended_ends_before_it():
     runner = make_runner("--timeout", "1000")
     execution = running(runner, lease=100)
     execution.assignment.hold_until(execution.began + 40)
-    Tracker(runner.courier.client, "/task/extend", held=True)
-    deliver(runner)
+    Tracker(runner.keeper.client, "/task/extend", held=True)
+    runner.keeper.keep()
     assert execution.limit == pytest.approx(34) and not execution.wants_time(execution.began + 39)
 
 
@@ -811,6 +813,129 @@ def test_a_log_that_the_tracker_stores_no_more_of_is_not_sent_further():
     Tracker(runner.courier.client, held=True, stored=0)
     runner.courier._send_log(execution, all_of_it=False)
     assert execution.log.is_closed
+
+
+class Hindrance:
+    """A proxy in front of a tracker to which something happens to some of the calls that say something of task 1."""
+
+    def __init__(self, server, path, happens):
+        self.server, self.path, self.happens = server, path, happens
+        self.calls = []  # the paths of all calls
+        self.hindered = 0
+        self.is_over = threading.Event()
+
+    @contextlib.contextmanager
+    def running(self):
+        hindrance = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def forward(self):
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                path = self.path.partition("?")[0]
+                hindrance.calls.append(path)
+                if path == hindrance.path and json.loads(body)["task_id"] == 1:
+                    hindrance.hindered += 1
+                    return hindrance.happens(self)
+                headers = {name: value for name, value in self.headers.items() if name != "Host"}
+                address = hindrance.server + self.path
+                answer = httpx.request(self.command, address, content=body, headers=headers, timeout=PATIENT)
+                return self.answer(answer.status_code, answer.content)
+
+            do_GET = do_POST = forward
+
+            def answer(self, status, content, **headers):
+                self.send_response(status)
+                for name, value in headers.items():
+                    self.send_header(name.replace("_", "-"), value)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *arguments):
+                pass
+
+        with listening(Handler) as self.url:
+            try:
+                yield self
+            finally:
+                self.is_over.set()
+
+    def refuses(self, handler):
+        handler.answer(429, b'{"ok": false, "message": "too much", "rate_limit_delay": 600}', Retry_After=600)
+
+    def is_unavailable(self, handler):
+        handler.answer(503, b'{"ok": false, "message": "too full"}', Retry_After=600)
+
+    def is_no_gateway(self, handler):
+        handler.answer(502, b"<html>Bad Gateway</html>")
+
+    def loses_it(self, handler):
+        handler.close_connection = True
+
+    def is_slow(self, handler):
+        self.is_over.wait()
+        handler.close_connection = True
+
+
+HINDRANCES = [
+    pytest.param(path, getattr(Hindrance, happens), id=f"{path.rpartition('/')[2]} {happens}")
+    for path, happens in (
+        ("/task/release", "refuses"),
+        ("/task/release", "is_unavailable"),
+        ("/task/release", "is_no_gateway"),
+        ("/task/release", "loses_it"),
+        ("/task/release", "is_slow"),
+        ("/task/log", "is_no_gateway"),
+        ("/task/log", "is_slow"),
+    )
+]
+
+
+@contextlib.contextmanager
+def hindered(machine, site, project, path, happens):
+    """A worker whose first job, which has ended, is hindered, while `go` ends all that it does else."""
+    create_job(site, project, recipe="first")
+    proxy = Hindrance(site.url, path, lambda handler: happens(proxy, handler))
+    script = f'echo said; [ "$TRACKER_RECIPE" = first ] || {{ {UNTIL_GO}; }}'
+    options = ("--concurrency", 3, "--timeout", 1000, *sh(script))
+    with proxy.running(), machine.working(proxy.url, project, *options):
+        wait_until(lambda: proxy.hindered)
+        yield proxy
+
+
+@pytest.mark.parametrize(("path", "happens"), HINDRANCES)
+def test_what_one_job_has_to_wait_for_holds_up_no_other(site, machine, project, path, happens):
+    with hindered(machine, site, project, path, happens):
+        second = trigger(site, create_template(site, project, name="second", recipe="second"))
+        wait_until(lambda: messages(site, second) == ["said"])
+        machine.go()
+        wait_until(lambda: job(site, second)["state"] == "succeeded")
+
+
+@pytest.mark.parametrize(("path", "happens"), HINDRANCES)
+def test_leases_are_extended_and_plain_tasks_released_while_a_job_has_to_wait(site, machine, project, path, happens):
+    with hindered(machine, site, project, path, happens) as proxy:
+        submit(site, project, "plain", max_assign_time=2)
+        machine.made("began")
+        wait_until(lambda: proxy.calls.count("/task/extend") >= 3)
+        machine.go()
+        wait_until(lambda: site.read("SELECT COUNT(*) FROM task WHERE project = ?", project) == [(1,)])
+
+
+def test_a_task_that_has_ended_is_held_until_it_could_be_released():
+    runner = make_runner("--timeout", "1000")
+    (execution,) = hold(runner, done(), lease=100)
+    assert execution.wants_time(time.monotonic() + 60)
+    (_, skipped) = hold(runner, worker.Outcome(worker.SKIPPED, "exit status 3", is_held=True), lease=100)
+    assert not skipped.wants_time(time.monotonic() + 60)
+
+
+def test_what_a_job_says_arrives_in_order_though_others_bring_it(site, machine, project):
+    token = create_job(site, project, recipe="a")
+    machine.finish(site, project, *sh("for i in $(seq 300); do echo $i; sleep 0.003; done"))
+    assert messages(site, token) == [*map(str, range(1, 301))]
 
 
 class Elsewhere:
