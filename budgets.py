@@ -211,14 +211,27 @@ def make_room_for_operation(tx: Tx, project: int) -> None:
         tx.execute(f"DELETE FROM operation WHERE id = ({oldest})", (project,))
 
 
-def room_for_job_lines(tx: Tx, project: int, entries: Sequence[TaskEntry], worker: int, source: str) -> bool:
-    """Whether the lines of a job's log fit into its project, which may be trusted; too many of a stranger's do not."""
+def drops_job_lines(tx: Tx, job: sqlite3.Row, entries: Sequence[TaskEntry], worker: int, source: str) -> bool:
+    """Whether there is no room for these lines of a job's log just now, which is noted: it is to tell of that later."""
+    setting = what_drops_job_lines(tx, job["project"], entries, worker, source)
+    if setting and entries:
+        noted = "UPDATE job SET dropped_count = dropped_count + ?, dropped_by = ? WHERE id = ?"
+        tx.execute(noted, (len(entries), setting, job["id"]))
+    return setting != ""
+
+
+def what_drops_job_lines(tx: Tx, project: int, entries: Sequence[TaskEntry], worker: int, source: str) -> str:
+    """The setting by which lines of a job's log are dropped; empty: they fit into its project, which may be trusted."""
     size = sum(line_size(entry.scope, entry.message) for entry in entries)
+    if tx.limits.drops_line():
+        return "min_free_disk"
     try:
         check_stranger(tx, worker, source, {project: size})
     except TrackerError:
-        return False
-    return is_trusted(tx, project) or has_room(tx, size, project) or tx.limits.beyond("max_untrusted_projects")
+        return "stranger_job_rate"
+    if is_trusted(tx, project) or has_room(tx, size, project) or tx.limits.beyond("max_untrusted_projects"):
+        return ""
+    return "max_untrusted_projects"
 
 
 class Bringer(Protocol):

@@ -167,6 +167,8 @@ UPGRADES: dict[int, tuple[str, str]] = {
         ALTER TABLE worker ADD COLUMN source TEXT NOT NULL DEFAULT '';
         ALTER TABLE manager ADD COLUMN source TEXT NOT NULL DEFAULT '';
         ALTER TABLE testflinger_job ADD COLUMN size INTEGER NOT NULL DEFAULT 0;
+        ALTER TABLE job ADD COLUMN dropped_count INTEGER NOT NULL DEFAULT 0;
+        ALTER TABLE job ADD COLUMN dropped_by TEXT NOT NULL DEFAULT '';
         DROP TRIGGER IF EXISTS worker_inserted;
         DROP TRIGGER IF EXISTS worker_deleted;
         DROP TRIGGER IF EXISTS manager_inserted;

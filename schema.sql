@@ -666,7 +666,9 @@ CREATE TABLE IF NOT EXISTS job (
     line_count                  INTEGER NOT NULL DEFAULT 0,
     log_size                    INTEGER NOT NULL DEFAULT 0,
     sent_count                  INTEGER NOT NULL DEFAULT 0,  -- log entries that its present worker has numbered
-    delayed                     INTEGER NOT NULL DEFAULT 0   -- its task is delayed: nobody gets the job, though it waits
+    delayed                     INTEGER NOT NULL DEFAULT 0,  -- its task is delayed: nobody gets the job, though it waits
+    dropped_count               INTEGER NOT NULL DEFAULT 0,  -- lines that were dropped, of which its log is yet to tell
+    dropped_by                  TEXT NOT NULL DEFAULT ''     -- the setting by which the last of them was
 ) STRICT;
 CREATE INDEX IF NOT EXISTS job_project ON job (project, id);
 CREATE INDEX IF NOT EXISTS job_project_state ON job (project, state, id);

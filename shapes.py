@@ -905,6 +905,12 @@ class TaskLogBody(Shape):
 class TaskLogged(Shape):
     held: Annotated[bool, "Whether the caller holds the task. If not, somebody took it away: stop.", True]
     stored: Annotated[int, "Lines that were new.", 2]
+    dropped_by: Annotated[
+        str | UnsetType,
+        "Lines of a job were dropped for which there is no room now, by this setting: later ones may be stored, and the"
+        " job's log tells how many were not. Missing else, also when the log is full, which it stays.",
+        "stranger_job_rate",
+    ] = UNSET
 
 
 class LogBody(Shape):

@@ -148,13 +148,13 @@ from database import NOTE_SET_BACK, Clock, Database, let_age, load_meta, set_bac
 from errors import STATUS, MethodNotAllowed, TrackerError, as_raw, decode, encode, given_fields, shaped
 from faults import fault
 from githook import SIGNATURE_HEADERS, check_signed, keys_for, receive_push, signed_by
+from joblog import add_job_line, add_job_lines, job_log, tell_what_was_dropped, what_drops
 from limits import Limit
 from lines import MOST_REPORTED, LineTask, Upload, array_parts, tasks_of
 from logfile import kept_line, open_log_file
 from logs import (
     LEVEL_NAMES,
     LEVELS,
-    MOST_LOG_TEXT,
     list_acts,
     list_all_acts,
     list_logs,
@@ -2674,6 +2674,7 @@ def move_job(
     if row is None:
         raise TrackerError("conflict", f"cannot {event} in its state", "job")
     job_happens(tx, event, row)
+    tell_what_was_dropped(tx, row)
     if row["attempts"] <= MOST_ATTEMPTS or row["finished"] is not None:
         add_job_line(tx, job, said, level)
     if row["finished"] is not None and row["workflow_job"] is not None:
@@ -2893,10 +2894,11 @@ def log_to_task(tx: Tx, caller: Caller, body: shapes.TaskLogBody) -> shapes.Task
     job = tx.one("SELECT * FROM job WHERE id = ?", (held["job"],))
     seen = 0 if body.first is None else max(0, job["sent_count"] - body.first)
     stored = add_job_lines(tx, job, worker, lines[seen:], caller.source)
+    dropped_by = UNSET if stored or not lines[seen:] else what_drops(tx, job)
     if body.first is not None:
         sent = max(job["sent_count"], body.first + len(body.entries))
         tx.execute("UPDATE job SET sent_count = ? WHERE id = ?", (sent, job["id"]))
-    return shapes.TaskLogged(True, stored)
+    return shapes.TaskLogged(True, stored, dropped_by)
 
 
 def add_log_entry(tx: Tx, credentials: WorkerCredentials, level: str, body: shapes.LogBody) -> tuple[bool, str]:
@@ -2917,60 +2919,6 @@ def add_log_entry(tx: Tx, credentials: WorkerCredentials, level: str, body: shap
         task, project = (held["id"], held["project"]) if held else (None, only_project(tx, credentials.id))
         stored += store_log_entry(tx, credentials.id, credentials.source, entry, task, project)
     return stored > 0, f"{worker.alias} ({credentials.id}) {entry.scope}: {entry.message}"
-
-
-LINE_SIZE = 32  # characters that a line counts besides its text: empty ones take room, too
-INSERT_LINE = "INSERT INTO job_line (job, number, time, level, scope, message, worker) VALUES (?, ?, ?, ?, ?, ?, ?)"
-
-
-def add_job_lines(tx: Tx, job: sqlite3.Row, worker: int, entries: Sequence[shapes.TaskEntry], source: str = "") -> int:
-    """Adds a worker's lines to a job's log, whatever their level, until the log is full. How many were stored.
-
-    `source`: the address from which they come, where the worker may be one that nobody has granted access.
-    """
-    if tx.limits.drops_line() or not budgets.room_for_job_lines(tx, job["project"], entries, worker, source):
-        return 0
-    most, size, number, warned = 1024 * tx.settings.max_job_log, job["log_size"], job["line_count"], job["warned"]
-    for entry in entries:
-        if size >= most:
-            break
-        number, size = number + 1, size + len(entry.message) + len(entry.scope) + LINE_SIZE
-        level = LEVELS[entry.level]
-        warned = warned or level <= LEVELS["warn"]
-        line = (job["id"], number, entry.timestamp, level, entry.scope, entry.message, worker)
-        tx.execute(INSERT_LINE, line)
-    tx.execute(
-        "UPDATE job SET line_count = ?, log_size = ?, warned = ?, updated = ? WHERE id = ?",
-        (number, size, warned, tx.now, job["id"]),
-    )
-    if size >= most > job["log_size"]:
-        add_job_line(tx, job["id"], f"the log is full ({most // 1024:,} KiB): further lines are dropped", "error")
-    return number - job["line_count"]
-
-
-def add_job_line(tx: Tx, job: int, message: str, level: str = "info") -> None:
-    """The tracker's own line in a job's log."""
-    row = tx.one(
-        "UPDATE job SET line_count = line_count + 1, warned = warned OR ? WHERE id = ? RETURNING line_count",
-        (LEVELS[level] <= LEVELS["warn"], job),
-    )
-    tx.execute(INSERT_LINE, (job, row["line_count"], tx.time, LEVELS[level], "tracker", message, 0))
-
-
-def job_log(tx: Tx, job: int, after: int = 0, limit: int = 1000) -> list[sqlite3.Row]:
-    """The next lines of a job's log, in the order logged: at most so many, and about MOST_LOG_TEXT characters."""
-    rows, size = [], 0
-    for row in tx.execute(
-        "SELECT l.number AS id, l.time, l.level, l.scope, l.message, l.worker, w.alias"
-        " FROM job_line l LEFT JOIN worker w ON w.id = l.worker WHERE l.job = ? AND l.number > ?"
-        " ORDER BY l.number LIMIT ?",
-        (job, after, limit),
-    ):
-        rows.append(row)
-        size += len(row["message"])
-        if size > MOST_LOG_TEXT:
-            break
-    return rows
 
 
 # Jobs looked at

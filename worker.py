@@ -2551,10 +2551,14 @@ class Courier(threading.Thread):
         execution.held_at = time.monotonic()
         if answer.content.get("held") is False:
             execution.stop(Cause.TAKEN_AWAY)
-        elif entries and not answer.repeated and answer.content.get("stored") == 0 and execution.assignment.job:
+        elif entries and execution.assignment.job and self._is_full(answer):
             execution.log.close()  # the tracker keeps only so much of a job's log, and has said so there
         elif entries:
             execution.log.sent(len(entries))
+
+    def _is_full(self, answer: Answer) -> bool:
+        """Whether no further line of a job's log is stored, and not just those for which there was no room now."""
+        return answer.content.get("stored") == 0 and not answer.repeated and not answer.content.get("dropped_by")
 
     def _release_all(self, due: list[Work]) -> None:
         """Releases these tasks, the plain ones together; one by one those of which the tracker refuses one."""

@@ -38,6 +38,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, compile_path
 
 import errors
+import joblog
 import pages
 import shapes
 import tracker
@@ -1212,7 +1213,7 @@ def log_result(tx: Tx, job: sqlite3.Row, worker: int, text: Any, wrong: str) -> 
 def fitting(tx: Tx, job: sqlite3.Row, entries: list[shapes.TaskEntry]) -> int:
     """How many of the entries, from the last one on, there is room for in the job's log."""
     room = 1024 * tx.settings.max_job_log - job["log_size"]
-    sizes = (len(entry.message) + len(entry.scope) + tracker.LINE_SIZE for entry in reversed(entries))
+    sizes = (len(entry.message) + len(entry.scope) + joblog.LINE_SIZE for entry in reversed(entries))
     return sum(size < room for size in itertools.accumulate(sizes))
 
 

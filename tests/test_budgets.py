@@ -370,7 +370,11 @@ def test_a_template_without_a_key_is_no_way_to_fill_the_disk(make_site: Callable
 @pytest.fixture
 def stranger(make_site: Callable[..., Site]) -> Worker:
     """A worker that nobody knows, elsewhere, which holds task 1, a job's; from there come 300 KiB at once at most."""
-    site = make_site(stranger_job_rate=1)
+    return stranger_at(make_site(stranger_job_rate=1))
+
+
+def stranger_at(site: Site) -> Worker:
+    """A worker that nobody knows, elsewhere, which holds task 1, a job's."""
     project = site.admin.create_project(public=True)
     template = {"project": project, "name": "open", "recipe": "{v}", "api": True, "variables": [{"name": "v"}]}
     assert site.admin.post("/template/create", template).status_code == 200
@@ -393,6 +397,40 @@ def test_strangers_do_not_fill_the_disk_with_the_logs_of_jobs(stranger: Worker) 
     stranger.site.clock.pass_time(600)
     assert [stranger.log("error", "x" * 60_000, task_id=1).status_code for _ in range(10)] == [204] * 10
     assert stranger.site.read("SELECT COUNT(*) FROM job_line WHERE message LIKE 'xxx%'") == [(10,)]
+
+
+def log_lines(worker: Worker, *messages: str) -> dict[str, Any]:
+    """Logs lines to the job; what is answered."""
+    body = {"task_id": 1, "entries": [{"message": message, "timestamp": 1} for message in messages]}
+    return worker.http.post("/task/log", json=body).json()["content"]
+
+
+def told(worker: Worker) -> list[str]:
+    """What the job's log tells of lines that were dropped."""
+    return [row[0] for row in worker.site.read("SELECT message FROM job_line WHERE message LIKE '%dropped%'")]
+
+
+def test_a_jobs_log_tells_once_how_many_lines_were_dropped_by_which_setting(stranger: Worker) -> None:
+    assert stored_lines(stranger) == 5
+    dropped = {"held": True, "stored": 0, "dropped_by": "stranger_job_rate"}
+    assert log_lines(stranger, "x" * 60_000, "y") == dropped and told(stranger) == []
+    stranger.site.clock.pass_time(600)
+    assert [log_lines(stranger, "later"), log_lines(stranger, "last")] == [{"held": True, "stored": 1}] * 2
+    assert told(stranger) == ["lines dropped here: 7 (setting stranger_job_rate)"]
+    numbers = "SELECT message FROM job_line ORDER BY number DESC LIMIT 3"
+    assert stranger.site.read(numbers) == [("last",), ("later",), (told(stranger)[0],)]
+
+
+def test_a_jobs_log_tells_at_its_end_of_lines_that_were_dropped(stranger: Worker) -> None:
+    assert stored_lines(stranger) == 5 and stranger.released(1)
+    assert told(stranger) == ["lines dropped here: 5 (setting stranger_job_rate)"]
+
+
+def test_a_full_log_of_a_stranger_takes_nothing_from_its_rate(make_site: Callable[..., Site]) -> None:
+    worker = stranger_at(make_site(stranger_job_rate=1, max_job_log=1))
+    assert log_lines(worker, "x" * 2000) == {"held": True, "stored": 1}
+    assert [log_lines(worker, "x" * 60_000) for _ in range(10)] == [{"held": True, "stored": 0}] * 10
+    assert worker.released(1, output="x" * 200_000)
 
 
 def test_strangers_do_not_fill_the_disk_with_results_of_jobs_which_wait(stranger: Worker) -> None:
@@ -1067,7 +1105,7 @@ def test_results_and_lines_of_jobs_are_dropped_when_the_budget_is_full(house: Ho
     task = house.worker.assigned(house.project)
     entries = [{"message": "y" * 60_000, "timestamp": 1}] * 10
     logged = house.worker.http.post("/task/log", json={"task_id": task["id"], "entries": entries})
-    assert logged.json()["content"] == {"held": True, "stored": 0}
+    assert logged.json()["content"] == {"held": True, "stored": 0, "dropped_by": "max_untrusted_projects"}
     before = house.total
     assert house.worker.released(task["id"], OK, output={"data": "z" * 500_000})
     assert house.owner.get(f"/job/get/{job}").json()["content"]["job"]["state"] == "succeeded"
@@ -1304,6 +1342,15 @@ def test_below_the_floor_log_lines_are_answered_as_ever_dropped_and_counted(disk
     assert not logged(site, "dropped") and "dropped" not in (tmp_path / "tracker.log").read_text("utf-8")
     page = site.admin.http.get("/ui/admin").text
     assert "<code>min_free_disk</code>" in page[page.index('id="budgets"') : page.index("Settings in force")]
+
+
+def test_a_job_tells_of_its_lines_that_were_dropped_while_the_disk_was_nearly_full(disk: Disk) -> None:
+    worker = stranger_at(disk.site)
+    disk.has(100 * MIB)
+    assert log_lines(worker, "a", "b") == {"held": True, "stored": 0, "dropped_by": "min_free_disk"}
+    disk.has(1000 * MIB)
+    assert log_lines(worker, "c") == {"held": True, "stored": 1}
+    assert told(worker) == ["lines dropped here: 2 (setting min_free_disk)"]
 
 
 def test_on_a_small_disk_the_floor_is_a_part_of_it(disk: Disk) -> None:

@@ -14,6 +14,7 @@ import msgspec
 import pytest
 from place import Jobs, StillClock, call, running
 
+import joblog
 import shapes
 import tracker
 from tracker import FAIL, JOB_GRACE, JOB_MOVES, OK, SKIP, TaskFilter, WorkerCredentials
@@ -618,7 +619,7 @@ def test_a_log_is_read_page_by_page(queue: Jobs) -> None:
 def test_a_page_of_very_long_lines_ends_early(queue: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
     job, task = job_in_state(queue, "assigned")
     queue.log(task, *["x" * 1000] * 10)
-    monkeypatch.setattr(tracker, "MOST_LOG_TEXT", 2500)
+    monkeypatch.setattr(joblog, "MOST_LOG_TEXT", 2500)
     assert len(queue.do(tracker.get_job_log, queue.session, job, shapes.LinesQuery(2))["entries"]) == 3
 
 

@@ -815,6 +815,15 @@ def test_a_log_that_the_tracker_stores_no_more_of_is_not_sent_further():
     assert execution.log.is_closed
 
 
+def test_a_log_goes_on_after_lines_for_which_there_was_no_room():
+    runner = make_runner()
+    (execution,) = hold(runner, done(), job={"id": "x"})
+    execution.log.add("info", "stdout", "one")
+    Tracker(runner.courier.client, held=True, stored=0, dropped_by="stranger_job_rate")
+    runner.courier._send_log(execution, all_of_it=False)
+    assert not (execution.log.is_closed or execution.log.entries) and execution.log.first == 1
+
+
 class Hindrance:
     """A proxy in front of a tracker to which something happens to some of the calls that say something of task 1."""
 

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 import budgets
+import joblog
 import shapes
 import tracker
 from budgets import MIB
@@ -645,7 +646,7 @@ def add_fragment(
         if not add_to_log(tx, job, piece):
             return
     else:
-        resize(tx, uuid, size + len(text.encode()) + tracker.LINE_SIZE)  # an empty one is a row, too
+        resize(tx, uuid, size + len(text.encode()) + joblog.LINE_SIZE)  # an empty one is a row, too
     tx.execute(
         "INSERT INTO testflinger_fragment (uuid, kind, id, phase, number, timestamp, line, text) VALUES (:uuid, :kind,"
         " (SELECT ifnull(max(id), 0) + 1 FROM testflinger_fragment WHERE uuid = :uuid AND kind = :kind), :phase,"
@@ -655,6 +656,7 @@ def add_fragment(
 
 
 FULL = "\n[the log is full (max_job_log): further output is dropped]\n"
+DROPPED = "\n[output is dropped here: there is no room for it now]\n"
 
 
 def present_phase(tx: Tx, job: Row | None) -> str:
@@ -670,19 +672,20 @@ def present_phase(tx: Tx, job: Row | None) -> str:
 
 
 def add_to_log(tx: Tx, job: Row, piece: dict[str, Any]) -> bool:
-    """Makes the text of a piece a line of its job's log, or has the piece say that the log is full. False: one has."""
+    """Makes the text of a piece a line of its job's log, or has the piece say why it is none. False: one has."""
     said = piece["text"].removesuffix("\n")  # other doors end a line themselves
     scope = piece["phase"] if piece["kind"] == "output" else f"{piece['phase']} serial"
     entry = shapes.TaskEntry(said, int(piece["timestamp"]), scope=scope)
     if tracker.add_job_lines(tx, job, job["assignee"], [entry]):
-        kept = len(said.encode()) + len(scope) + tracker.LINE_SIZE
+        kept = len(said.encode()) + len(scope) + joblog.LINE_SIZE
         tx.execute("UPDATE testflinger_job SET size = size + ? WHERE job = ?", (kept, job["id"]))
-        piece |= {"line": job["line_count"] + 1, "text": piece["text"][len(said) :]}
+        told = bool(job["dropped_count"])  # by a line before it
+        piece |= {"line": job["line_count"] + 1 + told, "text": piece["text"][len(said) :]}
         return True
     last = "SELECT text FROM testflinger_fragment WHERE uuid = :uuid AND kind = :kind ORDER BY id DESC LIMIT 1"
     before = tx.one(last, piece)
-    piece |= {"text": FULL, "number": None}
-    return before is None or before["text"] != FULL
+    piece |= {"text": FULL if joblog.is_log_full(tx, job) else DROPPED, "number": None}
+    return before is None or before["text"] != piece["text"]
 
 
 def unread(tx: Tx, uuid: str, job: Row | None, kind: str, limit: int = -1) -> list[Row]:

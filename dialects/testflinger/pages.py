@@ -21,6 +21,7 @@ from msgspec import Meta
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
+import joblog
 import pages
 import tracker
 from dialects.testflinger import clients, domain, events, queues
@@ -363,7 +364,7 @@ def output_tail(
             return pieces[::-1], pieces[-1]["place"]
         text = row["text"][-OUTPUT_SHOWN:]
         pieces.append({**dict(row), "text": text, "cut": len(row["text"]) - len(text)})
-        size += len(text) + tracker.LINE_SIZE  # empty ones take room, too
+        size += len(text) + joblog.LINE_SIZE  # empty ones take room, too
     return pieces[::-1], None
 
 
@@ -486,7 +487,7 @@ def next_output(tx: Tx, caller: Caller, job: sqlite3.Row, query: OutputQuery, af
     texts, size = [], 0
     for row in some_pieces(tx, job, output_parts(tx, job["uuid"]), query, "ASC", after):
         texts.append(row["text"])
-        size += len(row["text"]) + tracker.LINE_SIZE
+        size += len(row["text"]) + joblog.LINE_SIZE
         after = row["place"]
         if size >= tracker.PIECE_BYTES:
             break
