@@ -70,8 +70,9 @@ class Rate:
     are left, those go that are nearest to it: whoever floods from many addresses frees none that has taken more.
     """
 
-    def __init__(self, rate: float, seconds: float, time: Callable[[], float]):
-        self.rate, self.seconds, self.time = rate, seconds, time
+    def __init__(self, rate: float, seconds: float, time: Callable[[], float], taken: Taken | None = None):
+        """taken: notes what is taken in a transaction, which may come to nothing."""
+        self.rate, self.seconds, self.time, self.taken = rate, seconds, time, taken
         self._until: dict[Any, float] = {}
 
     def delay(self, source: Any, amount: float = 1.0) -> float:
@@ -85,6 +86,13 @@ class Rate:
         if len(self._until) >= MOST_SOURCES and source not in self._until:
             self._forget(now)
         self._until[source] = max(self._until.get(source, now), now) + amount / self.rate
+        if self.taken is not None:
+            self.taken.append((self, source, amount))
+
+    def give_back(self, source: Any, amount: float) -> None:
+        """So much has not passed after all."""
+        if source in self._until:
+            self._until[source] -= amount / self.rate
 
     def _forget(self, now: float) -> None:
         kept = [(until, source) for source, until in self._until.items() if until > now]
@@ -93,11 +101,14 @@ class Rate:
         self._until = {source: until for until, source in kept}
 
 
+Taken = list[tuple[Rate, Any, float]]  # of which rate, by whom, how much
+
+
 class AddressRate:
     """A Rate of addresses, beside which a /48 of IPv6, which one customer may have, has SITE times as much."""
 
-    def __init__(self, rate: float, seconds: float, time: Callable[[], float]):
-        self.networks, self.sites = Rate(rate, seconds, time), Rate(SITE * rate, seconds, time)
+    def __init__(self, rate: float, seconds: float, time: Callable[[], float], taken: Taken | None = None):
+        self.networks, self.sites = Rate(rate, seconds, time, taken), Rate(SITE * rate, seconds, time, taken)
 
     def delay(self, source: str, amount: float = 1.0) -> float:
         """Seconds after which so much may pass; 0: it may now."""
@@ -224,12 +235,13 @@ class Limits:
     def __init__(self, settings: Any, time: Callable[[], float]):
         self.settings, self.time = settings, time
         self.registrations = AddressRate(settings.registration_rate / HOUR, HOUR, time)
-        self.keyless = AddressRate(settings.keyless_rate / HOUR, HOUR, time)
-        self.worker_logs = Rate(1024 * settings.worker_log_rate, LOG_BURST, time)
-        self.address_logs = AddressRate(1024 * settings.address_log_rate, LOG_BURST, time)
-        self.stranger_jobs = AddressRate(1024 * settings.stranger_job_rate, JOB_BURST, time)
-        self.numbers = Rate(NUMBERS / HOUR, HOUR, time)
-        self.network_numbers = AddressRate(TEAM * NUMBERS / HOUR, HOUR, time)
+        self.taken: Taken = []  # in the transaction that is open
+        self.keyless = AddressRate(settings.keyless_rate / HOUR, HOUR, time, self.taken)
+        self.worker_logs = Rate(1024 * settings.worker_log_rate, LOG_BURST, time, self.taken)
+        self.address_logs = AddressRate(1024 * settings.address_log_rate, LOG_BURST, time, self.taken)
+        self.stranger_jobs = AddressRate(1024 * settings.stranger_job_rate, JOB_BURST, time, self.taken)
+        self.numbers = Rate(NUMBERS / HOUR, HOUR, time, self.taken)
+        self.network_numbers = AddressRate(TEAM * NUMBERS / HOUR, HOUR, time, self.taken)
         self.rota = Rota()
         self.heard = Heard(time, settings.max_wait)
         self.free_disk: int | None = None  # bytes, when it was last looked at
@@ -237,6 +249,12 @@ class Limits:
         self.refused: Counter[str] = Counter()  # by the setting, since the start
         self.gauges: dict[str, Callable[[], Gauge]] = {}  # of what is in memory, by the setting or in words
         self._told: dict[str, tuple[float, int]] = {}  # when, and how many there were
+
+    def give_back(self) -> None:
+        """The transaction is undone: nothing of what was taken in it has passed."""
+        for rate, source, amount in self.taken:
+            rate.give_back(source, amount)
+        self.taken.clear()
 
     def register(self, source: str) -> None:
         """A worker or a manager wants to register from this address. 429 when too many have."""

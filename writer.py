@@ -330,9 +330,11 @@ class Committer:
             await self.writer.run(self.connection.execute, "COMMIT")
             if self.connection.total_changes != changes:  # else there was nothing to be stored, and no fsync
                 self.meter.committed(time.monotonic() - began, len(done.done), done.tx.counts.ended, done.tx.seen)
+            self.limits.taken.clear()
             self.after_commit()
             return done
         except BaseException:
+            self.limits.give_back()
             if self.connection.in_transaction:
                 await self.writer.run(self.connection.execute, "ROLLBACK")
             raise
@@ -351,6 +353,7 @@ class Committer:
             return self.run_in_turn(batch, run_plainly)
         except HalfDone:
             self.connection.execute("ROLLBACK")
+            self.limits.give_back()
             return self.run_in_turn(batch, run_isolated)
 
     def run_in_turn(self, batch: list[Write], run: Callable) -> Committed:
@@ -359,6 +362,7 @@ class Committer:
         Those that can be carried out together are: they are concurrent, as no caller has heard of another's outcome.
         """
         self.connection.execute("BEGIN IMMEDIATE")
+        self.limits.taken.clear()
         tx = Tx(self.connection, self.clock, self.settings, self.limits)
         committed = Committed([], [], [], tx)
         tx.turn, tx.ready, began = self.turn, committed.ready, time.monotonic()

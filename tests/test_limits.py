@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import sqlite3
 import tracemalloc
+from collections.abc import Callable
+from typing import Any
 
 import pytest
+from place import Memory
 
 import limits
 import tracker
+from errors import TrackerError
 from limits import AddressRate, Limits, Rate, source_of
+from writer import Committer, Tx, Write
 
 
 class Time:
@@ -169,3 +176,50 @@ def test_a_floor_of_zero_is_none(monkeypatch: pytest.MonkeyPatch, time: Time) ->
         kept = Limits(tracker.Settings(min_free_disk=floor), time)
         kept.look_at_disk(".")
         assert kept.disk_low == low
+
+
+# ── What is taken in a transaction ────────────────────────────────────────────────────────────────────────────────────
+
+
+class Full:
+    """The writer's thread on a disk that takes no commit."""
+
+    def __init__(self, connection: sqlite3.Connection):
+        self.connection = connection
+
+    async def run(self, function: Callable, *args: Any) -> Any:
+        if args == ("COMMIT",):
+            raise sqlite3.OperationalError("database or disk is full")
+        return function(*args)
+
+
+HERE = "203.0.113.9"
+
+
+def makes_without_key(tx: Tx) -> None:
+    tx.limits.make_without_key(HERE)
+
+
+def fails_half_way(tx: Tx) -> None:
+    tx.execute("INSERT INTO meta VALUES ('half', 1)")
+    raise TrackerError("conflict", "no")
+
+
+@pytest.fixture
+def committer() -> Committer:
+    """One that lets make two jobs without a key, and commits nothing by itself."""
+    memory = Memory()
+    passes = Limits(tracker.Settings(keyless_rate=2), memory.clock.uptime)
+    return Committer(Full(memory.connection), memory.clock, memory.settings, lambda: 1e9, passes)
+
+
+def test_a_batch_that_is_carried_out_again_has_taken_once(committer: Committer) -> None:
+    batch = [Write(None, function, ()) for function in (makes_without_key, fails_half_way)]
+    assert [str(error) for _, (_, error) in committer.run_batch(batch).done] == ["None", "no"]
+    assert [committer.limits.keyless.delay(HERE, count) > 0 for count in (1, 2)] == [False, True]
+
+
+def test_a_batch_that_could_not_be_committed_has_taken_nothing(committer: Committer) -> None:
+    with pytest.raises(sqlite3.OperationalError):
+        asyncio.run(committer.try_to_commit([Write(None, makes_without_key, ())], on_thread=False))
+    assert committer.limits.keyless.delay(HERE, 2) == 0
