@@ -78,7 +78,7 @@ def plain(outcome: Any) -> Any:
 
 def check_counts(connection: sqlite3.Connection) -> None:
     """The live counts are those of the tasks that there are."""
-    connection.execute("BEGIN")
+    connection.execute("BEGIN IMMEDIATE")  # a tracker that writes between this reading and writing would refuse it
     counts = [stored_counts(connection), tracker.recount(connection) or stored_counts(connection)]
     connection.execute("ROLLBACK")
     assert counts[0] == counts[1]
