@@ -594,7 +594,7 @@ class Schemas:
         return {**schema, "$ref": REF.format(name=new_name)}
 
 
-MAYBE = {"job", "attachments", "more"}  # only some tasks have one, and only a cut list more
+MAYBE = {"job", "attachments", "more", "dropped_by"}  # only some tasks have one, only a cut list more, few lose lines
 
 
 def answered_types(answer: Any) -> list[Any]:

@@ -19,6 +19,7 @@ import screenshots
 from conftest import Site, Worker, client, wait_until
 
 import database
+import joblog
 import pages
 import tracker
 from tracker import ALL_ROLES, EDIT, MAINTENANCE, MANAGE_ACCESS, READ, SECRET
@@ -1891,7 +1892,7 @@ def test_a_long_log_is_read_from_its_end_page_by_page(place: Place) -> None:
 
 def test_long_lines_come_with_those_after_them(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """A piece of a log ends after so many characters; its last lines are on the page nevertheless."""
-    monkeypatch.setattr(tracker, "MOST_LOG_TEXT", 20)
+    monkeypatch.setattr(joblog, "MOST_LOG_TEXT", 20)
     page = place.admin.open(f"/ui/jobs/{run_job(place, lines=30)['id']}")
     assert page.tree.xpath("//ol//*[@class='message']/bdi/text()")[-2:] == ["line 29.", "released as done"]
 
