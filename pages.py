@@ -517,8 +517,7 @@ class Visit(Call):
         """A page. `values` holds what `framed` read, and what this page is about."""
         message, self.manager = self.message(), values["manager"]
         status = tracker.STATUS[self.error.code] if self.error else 200
-        template = jinja_environment().get_template(name)
-        page = await self.tracker.turns.join(template.generate(values, visit=self, message=message, fresh=self.fresh))
+        page = await self.written(name, {**values, "visit": self, "message": message, "fresh": self.fresh})
         if self.header(b"x-live") and status == 200:
             etag = packing.etag_of(page)
             same = packing.unchanged(self.scope, etag)
@@ -530,6 +529,17 @@ class Visit(Call):
         if message:
             response.raw_headers.append(self.message_cookie("", 0))
         return response
+
+    async def written(self, name: str, values: dict[str, Any]) -> str:
+        """The page's text, written in turns. As Template.generate does it, but that nothing of it is left."""
+        template = jinja_environment().get_template(name)
+        context = template.new_context(values)
+        try:
+            return await self.tracker.turns.join(template.root_render_func(context))
+        except Exception:
+            template.environment.handle_exception()  # raises it, with the template's lines
+        finally:
+            context.vars.clear()  # a template's macros know the context that knows them: a cycle for the collector
 
     async def refuse(self, error: TrackerError) -> Response:
         """The page of an error. Who has not logged in is asked to, and comes back."""

@@ -316,6 +316,7 @@ class Incoming:
         """Nothing is held any more."""
         if self.arriving is not None:
             ARRIVING.leave(self.arriving)
+            self.arriving = None  # it knows whom to wake: the two would be garbage in a cycle
 
     def wake(self) -> None:
         """Its body is to be held no more, even if nothing comes any more: `part` is to look."""

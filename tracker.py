@@ -4452,6 +4452,7 @@ class Endpoint:
             answer = await self.handler(call)
         except TrackerError as error:
             answer = await call.refuse(error)
+            error.__traceback__ = None  # what it came through holds the answer, which holds it: only for the collector
         except Exception as error:
             answer = await call.refuse(fault(error, f"{scope['method']} {scope['path']}"))
         if scope["method"] == "HEAD" and isinstance(answer, Stream):

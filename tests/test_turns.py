@@ -17,7 +17,9 @@ from typing import Any
 
 import pytest
 from conftest import Site, Worker, wait_until
+from jinja2.runtime import Context
 from test_direct import Line, submit
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 import protocol
 import server
@@ -469,3 +471,47 @@ def test_a_client_that_goes_while_its_requests_wait_leaves_no_error_behind(
     wait_until(lambda: site.read("SELECT COUNT(*) FROM log_entry") == [(1,)])
     site.create_worker()  # what was told before this has been answered
     assert "Exception in ASGI application" not in caplog.text
+
+
+# ── Garbage ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+ASKED = {
+    "a line for the log": ("POST", "/log/error", {"json": {"scope": "s", "message": "m", "timestamp": 1}}),
+    "tasks": ("POST", "/task/bulk_submit", {"json": {"requests": [{"project": 1, "recipe": "r"}] * 20}}),
+    "a wrong password": ("POST", "/login", {"json": {"username": "admin", "password": "wrong"}}),
+    "no JSON": ("POST", "/project/create", {"content": b"{"}),
+    "too much": ("POST", "/login", {"content": b" " * 2_000_000}),
+    "no page": ("GET", "/ui/none", {}),
+    "a page": ("GET", "/ui/projects/1", {}),
+    "a page for who has logged in": ("GET", "/ui/account", {}),
+    "a form that is refused": ("POST", "/ui/login", {"data": {"username": "", "password": ""}}),
+    "a list": ("GET", "/project/list", {}),
+    "the counts": ("GET", "/metrics", {}),
+    "a job of Testflinger": ("POST", "/v1/job", {"json": {"job_queue": "none"}}),
+    "a job of Otter": ("POST", "/job/none", {"json": {}}),
+    "agents of theeye": ("GET", "/agent", {}),
+}
+
+
+@pytest.mark.parametrize("asked", ASKED.values(), ids=ASKED)
+def test_nothing_of_a_request_is_left_for_the_collector_of_garbage(
+    site: Site, asked: tuple[str, str, dict[str, Any]]
+) -> None:
+    method, path, options = asked
+    worker = site.create_worker(site.admin.create_project())
+    worker.http.request(method, path, **options)  # what is made once stays
+    gc.collect()
+    gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        for _ in range(3):
+            worker.http.request(method, path, **options)
+        wait_until(lambda: worker.http.get("/health").status_code == 200)  # those before it have ended
+        gc.collect()
+        left = [one for one in gc.garbage if isinstance(one, RequestResponseCycle | server.Incoming | Context)]
+        assert left == []
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
