@@ -68,17 +68,22 @@ class Attempt(NamedTuple):
     browser: str = ""
 
 
-def count_attempt(tx: Tx, source: str) -> None:
-    """Counts an attempt; 429 while its source, which begins with a name of FREE_ATTEMPTS, is throttled."""
-    row = tx.one("SELECT * FROM login_failure WHERE source = ? AND forget_uptime > ?", (source, tx.uptime))
-    if row and row["free_uptime"] > tx.uptime:
-        raise TrackerError("too_fast", "Too many attempts; please wait", delay=row["free_uptime"] - tx.uptime)
-    failures, free = row["failures"] + 1 if row else 1, FREE_ATTEMPTS[source.partition(" ")[0]]
-    pause = min(2.0 ** (failures - free), LONGEST_THROTTLE) if failures > free else 0.0
-    tx.execute(
-        "INSERT OR REPLACE INTO login_failure VALUES (?, ?, ?, ?)",
-        (source, failures, tx.uptime + pause, tx.uptime + THROTTLE_MEMORY),
-    )
+def count_attempt(tx: Tx, *sources: str) -> None:
+    """Counts an attempt with each source, which begins with a name of FREE_ATTEMPTS; 429 while one is throttled.
+
+    All are looked at before any is counted: a refusal that had written would make its whole batch run again.
+    """
+    failure = "SELECT * FROM login_failure WHERE source = ? AND forget_uptime > ?"
+    rows = [tx.one(failure, (source, tx.uptime)) for source in sources]
+    if (free := max((row["free_uptime"] for row in rows if row), default=0.0)) > tx.uptime:
+        raise TrackerError("too_fast", "Too many attempts; please wait", delay=free - tx.uptime)
+    for source, row in zip(sources, rows, strict=True):
+        failures, free = row["failures"] + 1 if row else 1, FREE_ATTEMPTS[source.partition(" ")[0]]
+        pause = min(2.0 ** (failures - free), LONGEST_THROTTLE) if failures > free else 0.0
+        tx.execute(
+            "INSERT OR REPLACE INTO login_failure VALUES (?, ?, ?, ?)",
+            (source, failures, tx.uptime + pause, tx.uptime + THROTTLE_MEMORY),
+        )
 
 
 def forget_attempts(tx: Tx, source: str) -> None:
@@ -103,9 +108,8 @@ def sources_of(tx: Tx, manager: int | None, attempt: Attempt) -> list[str]:
 
 def count_registering(tx: Tx, address: str) -> None:
     """Counts an attempt to register from an address; 429 while there are too many."""
-    count_attempt(tx, f"register {address}")
-    if (site := site_of(address)) != address:
-        count_attempt(tx, f"register-site {site}")
+    site = site_of(address)
+    count_attempt(tx, f"register {address}", *([] if site == address else [f"register-site {site}"]))
 
 
 def accept_attempt(tx: Tx, manager: int, attempt: Attempt) -> None:

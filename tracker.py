@@ -828,8 +828,7 @@ def count_login(tx: Tx, *attempt: str) -> tuple[int, str] | None:
     """
     made = Attempt(*attempt)
     row = tx.one("SELECT id, password_hash FROM manager WHERE username = ?", (made.username,))
-    for source in sources_of(tx, row and row["id"], made):
-        count_attempt(tx, source)
+    count_attempt(tx, *sources_of(tx, row and row["id"], made))
     return (row["id"], row["password_hash"]) if row else None
 
 

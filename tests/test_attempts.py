@@ -514,3 +514,27 @@ def test_a_key_that_is_chosen_has_8_characters_and_an_older_one_stays() -> None:
     changed = shapes.TemplateBody(key="other")
     assert jobs.refusal(tracker.update_template, jobs.session, template, changed) == short
     jobs.update_template(template, key="")
+
+
+@pytest.mark.parametrize(
+    ("count_one", "addresses"),
+    [
+        (lambda jobs, address: jobs.refusal(tracker.count_login, "admin", address), "203.0.113.{}"),
+        (lambda jobs, address: jobs.refusal(tracker.count_login, "nobody", address), "2001:db8:1:{}::/64"),
+        (lambda jobs, address: jobs.refusal(tracker.count_registration, address), "2001:db8:1:{}::/64"),
+    ],
+    ids=["a name", "a site", "accounts of a site"],
+)
+def test_an_attempt_that_one_of_several_limits_refuses_has_written_nothing(
+    count_one: Callable[[Jobs, str], str], addresses: str
+) -> None:
+    """Else the batch of everybody's calls would run twice for each."""
+    jobs, refused = Jobs(), []
+    for number in range(1, 200):
+        before = jobs.connection.total_changes
+        try:
+            count_one(jobs, addresses.format(number))
+        except AssertionError:  # not refused: counted
+            continue
+        refused.append(jobs.connection.total_changes - before)
+    assert len(refused) > 30 and set(refused) == {0}
