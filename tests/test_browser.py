@@ -1407,6 +1407,7 @@ class Studio(screenshots.Studio):
         return []
 
 
+@pytest.mark.timeout(900)  # thousands of looks by axe, which a loaded machine takes ten times as long for
 @pytest.mark.parametrize("walk", range(WALKS))
 def test_no_page_has_a_fault_for_anybody_in_any_theme_and_width(
     told_week: example_week.Week, tmp_path: Path, browser: Browser, open_tab: Callable[..., Tab], walk: int
@@ -1423,6 +1424,7 @@ def test_no_page_has_a_fault_for_anybody_in_any_theme_and_width(
     assert not faults, "\n".join(faults)
 
 
+@pytest.mark.timeout(900)
 def test_no_page_of_a_first_visit_has_a_fault(browser: Browser, open_tab: Callable[..., Tab], tmp_path: Path) -> None:
     with tracker.serving() as url:
         studio = Studio(browser, url, open_tab, tmp_path / "html")

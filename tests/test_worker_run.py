@@ -175,7 +175,8 @@ def done():
     return worker.Outcome(worker.DONE, "exit status 0")
 
 
-UNTIL_GO = "touch began; while [ ! -e go ]; do sleep 0.02; done"  # runs until the test makes a file `go`
+# It runs until the test makes a file `go`, or is no more: its folder goes with it.
+UNTIL_GO = "touch began; while [ -e began ] && [ ! -e go ]; do sleep 0.02; done"
 
 
 # ── Access and usage ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -440,7 +441,7 @@ def test_a_waiting_worker_takes_a_task_that_is_submitted_later(site, machine, pr
 
 def test_tasks_run_at_the_same_time(site, machine, project):
     submit(site, project, "a", "b")
-    script = 'touch "$TRACKER_RECIPE"; while [ ! -e a ] || [ ! -e b ]; do sleep 0.02; done'
+    script = 'touch "$TRACKER_RECIPE"; while [ -d "$PWD" ] && { [ ! -e a ] || [ ! -e b ]; }; do sleep 0.02; done'
     machine.finish(site, project, "--concurrency", 2, "--timeout", 20, *sh(script))
 
 
@@ -964,9 +965,7 @@ def elsewhere(tmp_path):
 
 
 def test_result_and_log_are_kept_while_the_server_is_away_and_stored_once(machine, elsewhere):
-    script = (
-        "echo 1; touch began; while [ ! -e go ]; do sleep 0.02; done; seq 2 200; touch printed; sleep 0.2; echo end"
-    )
+    script = f"echo 1; {UNTIL_GO}; seq 2 200; touch printed; sleep 0.2; echo end"
     with contextlib.ExitStack() as stack:
         with elsewhere.running() as server:
             admin = Manager(elsewhere.url, "admin")
