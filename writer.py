@@ -35,7 +35,7 @@ UPTIME_INTERVAL = 1.0  # seconds; a crash makes leases at most this much longer
 
 def nobody_waits() -> float:
     """For how long others leave a transaction its turn, in seconds."""
-    return math.inf
+    return math.inf  # beside the class: one made in a transaction would know it, and both be garbage in a cycle
 
 
 class Tx:
@@ -72,9 +72,7 @@ class Tx:
         self.looked = 0  # rows that searches have looked at
         self.seen: set[int] = set()  # workers whose last_seen is due
         self.ready: list[tuple[int, int]] = []  # (project, number of its tasks that became ready)
-        self.turn: Callable[[], float] = (
-            nobody_waits  # no function made here: with it this one would be garbage in a cycle
-        )
+        self.turn: Callable[[], float] = nobody_waits
 
     @property
     def trusted_time(self) -> int:
