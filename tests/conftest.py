@@ -16,11 +16,13 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
+import nursery
 import pytest
 import starlette.routing
 from hypothesis import HealthCheck, settings
@@ -352,10 +354,40 @@ def wait_until(condition: Callable[[], Any], seconds: float = 60) -> Any:
     return value
 
 
-@pytest.fixture(autouse=True)
-def cheap_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Password hashing is slow on purpose; only its own tests need that."""
-    monkeypatch.setattr(attempts, "SCRYPT", {"n": 16, "r": 1, "p": 1})
+def processor_time(thread: threading.Thread) -> float:
+    """Seconds that a thread has worked so far; none of one that has just ended."""
+    with contextlib.suppress(OSError):
+        fields = Path(f"/proc/self/task/{thread.native_id}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return 0
+
+
+def busy(threads: list[threading.Thread], seconds: float) -> list[threading.Thread]:
+    """Those that work for most of a while in which nothing is asked of them."""
+    before = [processor_time(thread) for thread in threads]
+    time.sleep(seconds)
+    return [thread for thread, used in zip(threads, before, strict=True) if processor_time(thread) - used > seconds / 5]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_goes_on() -> Iterator[None]:
+    """What tests leave behind waits. A thread that never ended its work once took as much time as 2,000 tests."""
+    yield
+    threads = [thread for thread in threading.enumerate() if thread is not threading.main_thread()]
+    for _ in range(5):
+        threads = threads and busy(threads, 0.2)
+    frames = sys._current_frames()
+    assert not threads, [
+        (
+            thread.name,
+            [
+                f"{code.co_filename}:{line}"
+                for frame, line in traceback.walk_stack(frames.get(thread.ident))
+                for code in [frame.f_code]
+            ],
+        )
+        for thread in threads
+    ]
 
 
 @functools.cache
@@ -369,17 +401,16 @@ def empty_tracker() -> sqlite3.Connection:
 upgrade_schema = database.upgrade_schema
 
 
-@pytest.fixture(autouse=True)
-def cheap_schema(monkeypatch: pytest.MonkeyPatch) -> None:
+def copy_schema(path: Path, connection: sqlite3.Connection) -> None:
     """A new database is a copy of an empty one: a fifth of the time that its hundred statements take."""
+    if connection.execute("SELECT 1 FROM sqlite_schema").fetchone():
+        upgrade_schema(path, connection)
+    else:
+        empty_tracker().backup(connection)
 
-    def upgrade(path: Path, connection: sqlite3.Connection) -> None:
-        if connection.execute("SELECT 1 FROM sqlite_schema").fetchone():
-            upgrade_schema(path, connection)
-        else:
-            empty_tracker().backup(connection)
 
-    monkeypatch.setattr(database, "upgrade_schema", upgrade)
+database.upgrade_schema = copy_schema
+attempts.SCRYPT = nursery.CHEAP_PASSWORDS
 
 
 @pytest.fixture

@@ -25,7 +25,6 @@ import pytest
 from conftest import MovedClock, Site, Worker, wait_until
 from testflinger_doubles import HAgent, HClient, Phase, SAgent, SClient, pack
 
-import attempts
 import tracker
 
 pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install playwright")
@@ -57,9 +56,7 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def told_week(tmp_path_factory: pytest.TempPathFactory) -> example_week.Week:
     """A database with something of everything in it; each test serves a copy."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attempts, "SCRYPT", {"n": 16, "r": 1, "p": 1})
-        return example_week.fill(tmp_path_factory.mktemp("week") / "week.db", days=0.3)
+    return example_week.fill(tmp_path_factory.mktemp("week") / "week.db", days=0.3)
 
 
 class Tab:

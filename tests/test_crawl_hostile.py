@@ -62,7 +62,12 @@ class HostileSite(socketserver.ThreadingTCPServer):
 
     def finish_request(self, request: Any, _address: Any) -> None:
         with contextlib.suppress(OSError), request.makefile("rb") as lines:
-            head = b"".join(iter(lines.readline, b"\r\n")).decode("latin-1")
+            head = b""
+            while not head.endswith(b"\r\n\r\n"):
+                if not (line := lines.readline()):
+                    return  # a client that goes away before it has asked
+                head += line
+            head = head.decode("latin-1")
             target = head.split(" ")[1]
             self.asked.append(target)
             self.heads.append(head)
