@@ -27,12 +27,11 @@ import msgspec
 
 from clock import Clock
 from database import APPLICATION_ID, SCHEMA_VERSION, connect, reason
+from disk import PIECE, sync_folder, sync_piece
 from errors import TrackerError
 from guard import Guard, found
 from settings import Settings
 
-PIECE_PAGES = 2000  # that are copied before it says how far it is
-PIECE_BYTES = 2**20
 SAY_INTERVAL = 5.0  # seconds
 SKIPPED_IDS = 100_000_000  # of tasks: more than may have been submitted since the backup
 
@@ -180,8 +179,8 @@ def copy_database(source: Path, settings: Settings, part: Path, progress: Progre
     log grows meanwhile. What has been committed before it began is in the copy.
     """
     part.unlink(missing_ok=True)
-    os.close(os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))  # secrets are inside
     with (
+        open(part, "xb", opener=for_owner) as file,  # secrets are inside
         contextlib.closing(connect(source, settings, readonly=True)) as connection,
         contextlib.closing(sqlite3.connect(part, isolation_level=None)) as copy,
     ):
@@ -190,10 +189,13 @@ def copy_database(source: Path, settings: Settings, part: Path, progress: Progre
         page = connection.execute("PRAGMA page_size").fetchone()[0]
         connection.execute("BEGIN")
         connection.execute("SELECT 1 FROM sqlite_schema").fetchone()
-        copy.execute("PRAGMA synchronous = OFF")  # it is synced at the end, before it gets its name
-        connection.backup(
-            copy, pages=PIECE_PAGES, progress=lambda _, left, all_: progress.at((all_ - left) * page, all_ * page)
-        )
+        copy.execute("PRAGMA synchronous = OFF")  # it is synced piece by piece, and before it gets its name
+
+        def copied(_: int, left: int, pages: int) -> None:
+            sync_piece(file.fileno())
+            progress.at((pages - left) * page, pages * page)
+
+        connection.backup(copy, pages=max(1, PIECE // page), progress=copied)
         connection.execute("COMMIT")
         copy.execute("PRAGMA journal_mode = DELETE").fetchone()  # one plain file, without a log beside it
 
@@ -263,11 +265,11 @@ def copy_file(source: Path, target: Path) -> str | None:
     try:
         with source.open("rb") as given, open(part, "wb", opener=for_owner) as taken:
             digest = hashlib.sha256()
-            while block := given.read(PIECE_BYTES):
+            while block := given.read(PIECE):
                 digest.update(block)
                 taken.write(block)
-            taken.flush()
-            os.fsync(taken.fileno())
+                taken.flush()
+                sync_piece(taken.fileno())
         os.replace(part, target)
     except FileNotFoundError:
         return None
@@ -286,16 +288,6 @@ def sync(path: Path) -> tuple[int, str]:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         os.fsync(file.fileno())
         return file.tell(), digest
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes the names in a folder survive a power failure, where the platform can."""
-    with contextlib.suppress(OSError, AttributeError):
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def part_of(path: Path) -> Path:

@@ -22,7 +22,7 @@ import msgspec
 import backup
 import notify
 import shapes
-from attempts import hash_password
+from attempts import give_way, hash_password
 from connections import check_descriptors
 from database import Clock, Database
 from errors import TrackerError, convert
@@ -318,6 +318,7 @@ def compact(settings: Settings, sources: dict[str, str], options: argparse.Names
 
 def make_backup(settings: Settings, sources: dict[str, str], options: argparse.Namespace) -> None:
     keep = options.keep or (7 if options.every else 0)
+    give_way()
 
     def make() -> None:
         made = backup.back_up(settings, options.file, __version__, tell, keep)

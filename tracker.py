@@ -17,8 +17,8 @@ Beside this module: errors (what is refused) and faults (what fails), meter (wha
 out), callers (who calls, and what they may), settings, server, listening, protocol and connections (how bytes come in),
 streams (long answers), turns (who goes first), browsers (what they may do), forms (that are sent once), attempts (at
 passwords), pauses (of workers that fail), limits, budgets and shares (how often, how much, and of what all share),
-database (the file) with guard (of it) and writer (the one that writes), clock, wal, space and retention (that it does
-not grow for ever), counts (the live ones) and warming (what is read for it), failures (why tasks fail), lines and
+database (the file) with guard (of it) and writer (the one that writes), clock, disk, wal, space and retention (that it
+does not grow for ever), counts (the live ones) and warming (what is read for it), failures (why tasks fail), lines and
 githook (uploads, push events), logs (that workers write), logfile, names (that people choose), waiting (workers that
 wait), heard (who asks), openapi (the API's document), acts (what managers did), packing (gzip), notices and webhooks
 (what others are told), schema.sql; on top of it, and imported when somebody needs them: pages (the manager UI), metrics

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -80,7 +81,7 @@ def filled(make_site: Callable[..., Site], tmp_path: Path) -> Path:
 def test_a_backup_taken_under_load_has_all_that_was_acknowledged_before_it_began(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backup, "PIECE_PAGES", 3)  # each of many pieces is followed by commits
+    monkeypatch.setattr(backup, "PIECE", 3 * 4096)  # each of many pieces is followed by commits
     pieces: list[int] = []
     monkeypatch.setattr(backup.Progress, "at", lambda self, done, total: pieces.append(done) or time.sleep(0.002))
     project = site.admin.create_project()
@@ -114,6 +115,32 @@ def test_a_backup_is_for_its_owner_alone_and_one_plain_file(filled: Path, tmp_pa
     assert sorted(path.name for path in tmp_path.glob("copy*")) == ["copy.db", "copy.db.lock", "copy.db.manifest.json"]
     told = json.loads((tmp_path / "copy.db.manifest.json").read_text())
     assert told["sha256"] == hashlib.sha256((tmp_path / "copy.db").read_bytes()).hexdigest()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into Linux's /proc")
+def test_a_backup_gets_onto_the_disk_in_pieces_that_hold_up_no_commit(
+    filled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What has been written and not synced is all that a commit may have to wait for."""
+    with contextlib.closing(sqlite3.connect(filled)) as connection:
+        connection.execute("CREATE TABLE large AS SELECT randomblob(30 << 20)")
+        connection.execute("INSERT INTO testflinger_file VALUES ('a', 'artifacts', 'a', 30 << 20, 1)")
+        connection.commit()
+    folder = backup.folder_of(filled)
+    folder.mkdir()
+    (folder / "a").write_bytes(bytes(30 << 20))
+    fsync, sizes = os.fsync, {}
+
+    def record(handle: int) -> None:
+        fsync(handle)
+        sizes.setdefault(os.readlink(f"/proc/self/fd/{handle}"), [0]).append(os.fstat(handle).st_size)
+
+    monkeypatch.setattr(os, "fsync", record)
+    back_up(filled, tmp_path / "backup.db")
+    for name in ("backup.db.part", "backup.db.files/a.part"):
+        seen = sizes[str(tmp_path / name)]
+        assert seen[-1] >= 30 << 20
+        assert max(after - before for before, after in itertools.pairwise(seen)) <= 4 << 20  # SQLite keeps some of it
 
 
 def test_a_killed_trackers_log_is_in_the_backup(tmp_path: Path) -> None:

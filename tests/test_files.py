@@ -606,6 +606,24 @@ def test_a_file_is_on_disk_before_its_name_and_its_name_before_the_answer(
     ]
 
 
+@LINUX
+def test_a_large_file_gets_onto_the_disk_in_pieces_that_hold_up_no_commit(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync, sizes = os.fsync, [0]
+
+    def record(handle: int) -> None:
+        fsync(handle)
+        sizes.append(os.fstat(handle).st_size)
+
+    assert store.stored(b"so that the folder is there")
+    monkeypatch.setattr(os, "fsync", record)
+    assert store.stored(bytes(6 * BLOCK))
+    *sizes, _ = sizes  # of the folder
+    assert sizes[-1] == 6 * BLOCK
+    assert max(after - before for before, after in itertools.pairwise(sizes)) <= 2 * BLOCK
+
+
 @POSIX
 def test_nobody_else_on_the_machine_can_read_the_files(store: Store) -> None:
     path = store.folder / store.stored(b"content")

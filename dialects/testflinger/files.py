@@ -28,13 +28,14 @@ from starlette.responses import Response
 
 import server
 from dialects.plumbing import HEADERS
+from disk import PIECE, sync_folder, sync_piece
 from limits import Limits
 from streams import Stream
 from tracker import Call, Settings, TrackerError
 
 log = logging.getLogger("tracker")
 
-BLOCK = 2**20  # bytes that are read or written at once
+BLOCK = PIECE  # bytes that are read or written at once
 STEADY = 2**18  # bytes that must arrive within request_timeout, for an upload to go on
 ENVELOPE = 2**16  # bytes of a body that are not the file: boundaries, headers, other fields
 MAX_PARTS = 100
@@ -300,11 +301,14 @@ class Upload:
         self.file: io.BufferedWriter | None = None
 
     def write(self, data: bytes | bytearray) -> None:
-        """Appends to the file, which the first call makes."""
+        """Appends to the file, which the first call makes: a block, but for the last time."""
         if self.file is None:
             make_folder(self.folder)
             raw = io.FileIO(self.path, "xb", opener=lambda path, flags: os.open(path, flags, 0o600))
             self.file = io.BufferedWriter(raw)  # which, unlike the raw one, goes on until all is written
+        else:
+            self.file.flush()
+            sync_piece(self.file.fileno())
         self.file.write(data)
 
     def finish(self) -> None:
@@ -330,16 +334,6 @@ def make_folder(folder: Path) -> None:
     except FileExistsError:
         return
     sync_folder(folder.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes the names in a folder survive a power failure, where the platform can: Windows cannot open folders."""
-    if hasattr(os, "O_DIRECTORY"):
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def unlink(path: Path) -> None:
