@@ -14,7 +14,9 @@ Refusals name the setting; they come before anything is written, as a call that 
 
 from __future__ import annotations
 
+import itertools
 import math
+import random
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
@@ -376,7 +378,7 @@ NOBODY = {  # no project needs it that an admin trusts
         NOT EXISTS (SELECT 1 FROM worker_access a JOIN project p ON p.id = a.project
             WHERE a.worker = w.id AND NOT a.request AND p.trusted)
         AND NOT EXISTS (SELECT 1 FROM tally t JOIN project p ON p.id = t.project
-            WHERE t.worker = w.id AND p.trusted AND (t.held_task_count > 0 OR t.closed_task_count > 0))
+            WHERE t.worker = w.id AND p.trusted AND t.closed_task_count > 0)
     """,
     "managers": """
         NOT tracker_admin AND NOT blocked
@@ -425,16 +427,17 @@ def check_count(tx: Tx, name: str, requeue: Requeue | None = None) -> None:
 
 
 LARGEST_NETWORKS = "SELECT source FROM newcomer WHERE kind = ? AND count > 1 ORDER BY count DESC LIMIT 8"
-MOST_HELD = 100  # tasks that go back for one worker's sake: a matter of milliseconds
+MOST_HELD = 100  # tasks that go back at once for one worker's sake: a matter of milliseconds
+OF_NETWORK_FROM = f"source = ? AND source <> '' AND id >= ? ORDER BY id LIMIT {LOOKED_AT // 2}"
 OLDEST_NOBODY = {
     "workers": f"""
-        SELECT id FROM (SELECT id FROM worker WHERE source = ? AND source <> '' ORDER BY id LIMIT {LOOKED_AT}) w
-        WHERE {NOBODY["workers"]}
-            AND (SELECT ifnull(SUM(held_task_count), 0) FROM tally WHERE worker = w.id) <= {MOST_HELD}
+        SELECT id FROM (SELECT id FROM worker WHERE {OF_NETWORK_FROM}) w
+        WHERE {NOBODY["workers"]} AND NOT EXISTS (SELECT 1 FROM tally t JOIN project p ON p.id = t.project
+            WHERE t.worker = w.id AND p.trusted AND t.held_task_count > 0)
         ORDER BY id LIMIT 1
     """,
     "managers": f"""
-        SELECT id FROM (SELECT * FROM manager WHERE source = ? AND source <> '' ORDER BY id LIMIT {LOOKED_AT}) m
+        SELECT id FROM (SELECT * FROM manager WHERE {OF_NETWORK_FROM}) m
         WHERE {NOBODY["managers"]} ORDER BY id LIMIT 1
     """,
 }
@@ -445,25 +448,29 @@ def forget_nobody(tx: Tx, name: str, requeue: Requeue | None) -> bool:
 
     Whatever those did to look like more than that: asked for access, wrote a line, came by each hour, took a task in a
     project of their own (`requeue` puts it back). So who has a hundred networks keeps nobody out who has another one.
+    Where the oldest are of use just now, as each holds a task of a project of others, it is one of those after another.
     """
-    for network in tx.all(LARGEST_NETWORKS, (name,)):
-        if (row := tx.one(OLDEST_NOBODY[name], (network["source"],))) is not None:
+    table = name.removesuffix("s")
+    somewhere = random.randint(0, tx.one(f"SELECT ifnull(max(id), 0) FROM {table}")[0])
+    networks = tx.all(LARGEST_NETWORKS, (name,))
+    for network, after in itertools.product(networks, (0, somewhere)):
+        if (row := tx.one(OLDEST_NOBODY[name], (network["source"], after))) is not None:
             if requeue is not None:
                 let_go(tx, row["id"], requeue)
-            tx.execute(f"DELETE FROM {name.removesuffix('s')} WHERE id = ?", (row["id"],))
+            tx.execute(f"DELETE FROM {table} WHERE id = ?", (row["id"],))
             return True
     return False
 
 
 def let_go(tx: Tx, worker: int, requeue: Requeue) -> None:
-    """Puts back what the worker holds, and ends its pauses."""
-    tallies = "SELECT project, pause_uptime FROM tally WHERE worker = ? AND (held_task_count > 0 OR pause_uptime)"
-    for tally in tx.all(tallies, (worker,)):
-        held = "project = :project AND assignee = :worker AND assignee IS NOT NULL"
-        requeue(tx, held, {"project": tally["project"], "worker": worker})
-        if tally["pause_uptime"] is not None:
-            pauses.end_pause(tx, tally["project"], worker)
-    tx.counts.write(tx)  # else they would make its tallies anew
+    """Puts back what the worker holds, or leaves very much to the ends of its leases; ends its pauses."""
+    held = "SELECT project FROM tally WHERE worker = ? AND held_task_count > 0"
+    if tx.one("SELECT ifnull(SUM(held_task_count), 0) FROM tally WHERE worker = ?", (worker,))[0] <= MOST_HELD:
+        for tally in tx.all(held, (worker,)):
+            its = "project = :project AND assignee = :worker AND assignee IS NOT NULL"
+            requeue(tx, its, {"project": tally["project"], "worker": worker})
+    for tally in tx.all("SELECT project FROM tally WHERE worker = ? AND pause_uptime IS NOT NULL", (worker,)):
+        pauses.end_pause(tx, tally["project"], worker)
 
 
 def forget(tx: Tx, name: str, after: int, needed: str) -> int | None:

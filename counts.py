@@ -24,10 +24,11 @@ ADD_TO_TOTAL = """
 ADD_TO_CAUSE = "UPDATE cause SET failed_task_count = failed_task_count + ? WHERE id = ?"
 DROP_CAUSE = "DELETE FROM cause WHERE id = ? AND failed_task_count = 0"
 ADD_TO_WORKER = "UPDATE worker SET closed_task_count = closed_task_count + ? WHERE id = ?"
+# One that is gone has no tally, also while there are leases of its that have to end.
 ADD_TO_TALLY = """
     INSERT INTO tally (project, worker, held_task_count, closed_task_count, runtime_total, runtime_min, runtime_max,
         failures_in_row)
-    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) ON CONFLICT DO UPDATE SET
+    SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8 WHERE EXISTS (SELECT 1 FROM worker WHERE id = ?2) ON CONFLICT DO UPDATE SET
         held_task_count = held_task_count + excluded.held_task_count,
         failures_in_row = iif(?9, 0, failures_in_row) + excluded.failures_in_row,
         closed_task_count = closed_task_count + excluded.closed_task_count,

@@ -49,7 +49,6 @@ def remove_worker(tx: Tx, caller: Caller, worker: int) -> None:
     """Deletes a worker that holds nothing."""
     for row in tx.all("SELECT project FROM tally WHERE worker = ? AND pause_uptime IS NOT NULL", (worker,)):
         pauses.end_pause(tx, row["project"], worker)
-    tx.counts.write(tx)  # else they would make its tallies anew
     tx.execute("DELETE FROM worker WHERE id = ?", (worker,))
 
 

@@ -780,6 +780,63 @@ def test_nothing_that_a_newcomer_does_for_itself_keeps_its_place() -> None:
     check_counts(house.connection)
 
 
+def test_a_newcomer_that_holds_very_many_tasks_makes_room_and_they_wait_for_the_ends_of_their_leases() -> None:
+    house = Newcomers()
+    own = house.create_project("own")
+    distrust(house, own)
+    holders = [house.come() for _ in range(2)]
+    for holder in holders:
+        house.give_access(holder.id, own)
+        for _ in range(budgets.MOST_HELD + 1):
+            house.submit(project=own)
+            house.assign(holder, own)
+    house.press()
+    assert not any(map(house.is_there, holders))
+    count = len(holders) * (budgets.MOST_HELD + 1)
+    assert house.values("SELECT assigned_task_count FROM project WHERE id = ?", own) == [(count,)]
+    shown = house.do(pages.task_list, house.session, own, pages.TaskQuery(state="assigned"))
+    assert {task["alias"] for task in shown["tasks"]} == {None}
+    house.clock.now += house.settings.default_max_assign_time + 1
+    while house.do(tracker.expire_tasks):
+        pass
+    assert house.values("SELECT assigned_task_count FROM project WHERE id = ?", own) == [(0,)]
+    assert house.values("SELECT worker FROM tally WHERE project = ?", own) == []
+    check_budgets(house.connection)
+    check_counts(house.connection)
+
+
+def test_a_task_that_is_held_for_a_moment_keeps_no_newcomer_its_place() -> None:
+    house = Newcomers()
+    house.do(tracker.update_project, house.session, house.project, shapes.ProjectBody(public=True))
+    house.submit()
+    for _ in range(5):
+        house.come()
+    held = house.come()
+    task = house.assign(held)
+    forget(house, tracker.forget_workers)
+    house.release(task, SKIP, worker=held)
+    house.press()
+    assert not house.is_there(held)
+
+
+def test_where_the_oldest_newcomers_hold_tasks_of_others_another_one_makes_room() -> None:
+    most = budgets.LOOKED_AT
+    house = Newcomers(max_workers=4 * most)
+    house.do(tracker.update_project, house.session, house.project, shapes.ProjectBody(public=True))
+    for _ in range(most):
+        house.submit()
+        house.assign(house.come())
+    for _ in range(3 * most):
+        house.come()
+    let_in = 0
+    for _ in range(50):  # where it looks is chance
+        with contextlib.suppress(tracker.TrackerError):
+            let_in += house.is_there(house.come())
+    assert let_in > 10
+    assert house.values("SELECT used FROM budget WHERE name = 'workers'") == [(4 * most,)]
+    assert house.values("SELECT SUM(held_task_count) FROM tally") == [(most,)]
+
+
 def test_the_pause_of_a_newcomer_that_makes_room_is_over() -> None:
     house = Newcomers(pause_after_failures=1)
     house.do(tracker.update_project, house.session, house.project, shapes.ProjectBody(public=True))
