@@ -1826,13 +1826,15 @@ def close_plain_tasks(tx: Tx, releases: list[tuple[WorkerCredentials, shapes.Rel
 
 @together(release_together)
 @reads_no_counts
-def release_task(tx: Tx, credentials: WorkerCredentials, body: shapes.ReleaseBody) -> bool:
+def release_task(
+    tx: Tx, credentials: WorkerCredentials, body: shapes.ReleaseBody, read: tuple[int, Report] | None = None
+) -> bool:
     """Ends the caller's hold on a task. True when that changed the task: closed, failed, or skipped.
 
     False for a result that still needs another worker's verification, and when the caller does not hold the task (any
     more): then nothing changes. 404 for a task that never was.
     """
-    verification, report = read_release(body)
+    verification, report = read or read_release(body)
     row = tx.one(SELECT_HELD, (body.task_id, credentials.id))
     task = row and Held._make(row)
     check_worker(tx, task, credentials)
@@ -1859,9 +1861,16 @@ def release_task(tx: Tx, credentials: WorkerCredentials, body: shapes.ReleaseBod
 def release_tasks(tx: Tx, credentials: WorkerCredentials, releases: list[shapes.ReleaseBody]) -> list[bool]:
     """Several releases: what each would have told. An unknown task counts as one that the caller does not hold.
 
-    A worker may hold tasks of which a tracker that was restored from a backup knows nothing.
+    A worker may hold tasks of which a tracker that was restored from a backup knows nothing. All are read before any
+    is carried out or counts: one that is refused has changed nothing, as each batch with it would run again.
     """
     authenticate(tx, credentials)
+    read = []
+    for number, release in enumerate(releases):
+        try:
+            read.append(read_release(release))
+        except TrackerError as error:
+            raise error.within(f"releases[{number}]") from None
     asked = encode([release.task_id for release in releases]).decode()
     held = {task.id: task for task in map(Held._make, tx.execute(SELECT_HELD_TASKS, (asked, credentials.id)))}
     found = [(held.get(release.task_id), release.output) for release in releases if credentials.source]
@@ -1875,17 +1884,13 @@ def release_tasks(tx: Tx, credentials: WorkerCredentials, releases: list[shapes.
             del held[release.task_id]  # a second release of it finds that it is not held any more
         else:
             task = None
-        try:
-            if task is None or is_done(task, release):
-                read_release(release)
-                updated.append(task is not None)
-                done += [task] if task else []
-            else:
-                close_tasks(tx, done, credentials.id)
-                done = []
-                updated.append(release_task(tx, credentials, release))
-        except TrackerError as error:
-            raise error.within(f"releases[{number}]") from None
+        if task is None or is_done(task, release):
+            updated.append(task is not None)
+            done += [task] if task else []
+        else:
+            close_tasks(tx, done, credentials.id)
+            done = []
+            updated.append(release_task(tx, credentials, release, read[number]))
     close_tasks(tx, done, credentials.id)
     return updated
 

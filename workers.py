@@ -109,10 +109,10 @@ def list_paused_workers(tx: Tx, caller: Caller, project: sqlite3.Row) -> list[sh
 @needs(MAINTENANCE, acts=True)
 def resume_worker(tx: Tx, caller: Caller, project: sqlite3.Row, worker: int) -> None:
     """Ends the pause of a worker that has failed one task after the other in the project. One without is left alone."""
+    if not tx.one("SELECT 1 FROM worker WHERE id = ?", (worker,)):
+        raise TrackerError("not_found", f"No worker {worker}")
     if pauses.end_pause(tx, project["id"], worker):
         tx.ready.append((project["id"], 1))  # if it waits
-    elif not tx.one("SELECT 1 FROM worker WHERE id = ?", (worker,)):
-        raise TrackerError("not_found", f"No worker {worker}")
 
 
 tracker.API += [

@@ -24,9 +24,11 @@ import httpx
 import nursery
 import pytest
 from conftest import MovedClock, Site, Worker, dump, dumping, wait_until
-from place import OPERATIONS, call, check_counts, furnish, new_task
+from place import OPERATIONS, Jobs, call, check_counts, furnish, new_task
 
+import shapes
 import tracker
+import workers
 import writer
 from database import connect, prepare_file
 from tracker import Tx
@@ -818,3 +820,25 @@ def test_a_bulk_submit_that_a_crash_has_interrupted_after_it_was_accepted_is_all
         recipes = [int(recipe) for (recipe,) in connection.execute("SELECT recipe FROM task ORDER BY id")]
     assert recipes == list(range(MANY))
     assert dump(path)["bulk_piece"] == []
+
+
+# ── Nothing is written before a refusal ───────────────────────────────────────────────────────────────────────────────
+
+
+def write_nothing(queue: Jobs, function: Callable, *args: Any) -> bool:
+    """Whether a call is refused before it writes: else the batch of everybody's calls would run twice for each."""
+    before = queue.connection.total_changes
+    queue.refusal(function, *args)
+    return queue.connection.total_changes == before
+
+
+def test_a_bulk_release_of_which_one_is_refused_has_written_nothing() -> None:
+    queue = Jobs()
+    releases = [shapes.ReleaseBody(queue.submit(), tracker.FAIL), shapes.ReleaseBody(1, tracker.OK, delay=5.0)]
+    queue.assign()
+    assert write_nothing(queue, tracker.release_tasks, queue.worker, releases)
+
+
+def test_the_end_of_a_pause_of_a_worker_that_is_none_has_written_nothing() -> None:
+    queue = Jobs()
+    assert write_nothing(queue, workers.resume_worker, queue.session, queue.project, 999)

@@ -476,6 +476,14 @@ def test_results_of_a_stranger_that_come_together_wait_and_are_taken_together(st
     assert release_in_bulk(stranger, size).json()["content"] == {"updated": [True] * 3}
 
 
+def test_results_that_are_refused_for_another_release_with_them_count_once(stranger: Worker) -> None:
+    wrong = {"task_id": 2, "result": OK, "delay": 5}
+    releases = [{"task_id": 1, "result": OK, "output": "x" * 200_000}, wrong]
+    refused = [stranger.http.post("/task/bulk_release", json={"releases": releases}).status_code for _ in range(5)]
+    assert refused == [400] * 5
+    assert stranger.released(1, output="x" * 200_000)
+
+
 def test_a_small_result_of_a_stranger_does_not_wait(stranger: Worker) -> None:
     assert stored_lines(stranger) == 5 and stranger.released(1, output="done")
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from msgspec import Raw
-from place import Operation
+from place import Memory, Operation
 from test_atomicity import check_all_or_nothing
 
 import tracker
@@ -168,3 +168,21 @@ def refresh_later(tx: Tx, token: str) -> None:
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_an_exception_at_any_statement_leaves_the_state_before_the_operation(tmp_path: Path, name: str) -> None:
     check_all_or_nothing(tmp_path / "tracker.db", furnish, OPERATIONS[name])
+
+
+MUCH = Raw(b'"%b"' % (b"x" * domain.MOST_REPORTED))
+REFUSED: dict[str, Callable[[Lab], Operation]] = {
+    "too much reported": lambda lab: (domain.add_result, (None, NOBODY, None, {"more": MUCH}, None)),
+    "too much output": lambda lab: (domain.add_fragment, (None, NOBODY, "output", None, bytes(MUCH).decode())),
+    "a queue for an unknown client": lambda lab: (clients.add_restricted_queue, (lab.admin, "another", "nobody")),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused_has_written_nothing(name: str) -> None:
+    """Else the batch of everybody's calls would run twice for each."""
+    memory = Memory()
+    function, args = REFUSED[name](memory.do(furnish))
+    before = memory.connection.total_changes
+    memory.refusal(function, *args)
+    assert memory.connection.total_changes == before

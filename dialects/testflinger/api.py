@@ -211,9 +211,10 @@ class Ask(tracker.Call):
 
         def admitted(tx: Tx) -> Any:
             client = self.caller(tx)
-            if client is not None and client.stale:
+            done = function(tx, client)
+            if client is not None and client.stale:  # noted at last: a refusal that had written makes others run again
                 clients.note_use(tx, client.id)
-            return function(tx, client)
+            return done
 
         return await self.tracker.db.write(admitted, long=long)
 

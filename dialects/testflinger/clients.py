@@ -586,6 +586,8 @@ def add_restricted_queue(tx: Tx, caller: Client | None, queue: str, client: str 
     One that is restricted already stays so. For admin clients and managers.
     """
     require_manager_client(caller)
+    if client is not None:
+        find_row(tx, client)
     restrict(tx, make_queue(tx, queue, "queue"), True)
     if client is not None:
         allow_queue(tx, client, queue, True)

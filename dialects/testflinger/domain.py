@@ -216,7 +216,7 @@ def forget_reports(tx: Tx, job: Row, client: clients.Client | None) -> None:
         tx.execute(told, (uuid, encode({*VERDICT, PICKED_BY}).decode()))
     if client is not None:
         tx.execute("DELETE FROM testflinger_file WHERE uuid = ? AND kind = 'artifact'", (uuid,))
-        touch(tx, uuid)
+        grow(tx, uuid)
         store_field(tx, uuid, PICKED_BY, Raw(encode(client.id)))
 
 
@@ -507,12 +507,13 @@ def add_result(
         fields = {name: value for name, value in fields.items() if name not in VERDICT}
     if not holds(job, agent) or sum(map(len, fields.values())) > budgets.SMALL_RESULT:
         check_room(tx)
-    size = touch(tx, uuid)
+    more = 0
     for name, value in fields.items():
         old = tx.one("SELECT value FROM testflinger_result WHERE uuid = ? AND name = ?", (uuid, name))
-        size += len(value) - (len(old["value"].encode()) if old else -len(name.encode()) - FIELD_SIZE)
+        more += len(value) - (len(old["value"].encode()) if old else -len(name.encode()) - FIELD_SIZE)
+    grow(tx, uuid, more)
+    for name, value in fields.items():
         store_field(tx, uuid, name, value)
-    resize(tx, uuid, size)
     if holds(job, agent):
         tracker.renew_lease(tx, job)
         if state is not None:
@@ -524,20 +525,19 @@ def store_field(tx: Tx, uuid: str, name: str, value: Raw) -> None:
     tx.execute(stored, (uuid, name, bytes(value).decode()))
 
 
-def touch(tx: Tx, uuid: str) -> int:
-    """Notes that something is reported for a job id. The size of what there is."""
-    return tx.one(
-        "INSERT INTO testflinger_outcome (uuid, touched) VALUES (?, ?)"
-        " ON CONFLICT DO UPDATE SET touched = excluded.touched RETURNING size",
-        (uuid, tx.time),
-    )["size"]
+def grow(tx: Tx, uuid: str, more: int = 0) -> None:
+    """Notes that something is reported for a job id, by so many bytes more. Refuses (too_large) above MOST_REPORTED.
 
-
-def resize(tx: Tx, uuid: str, size: int) -> None:
-    """Notes the size of what there is for a job id, in bytes. Refuses (too_large) more than MOST_REPORTED."""
-    if size > MOST_REPORTED:
+    Nothing is written before that: the refusal would have its whole batch run again, and anybody can bring it about.
+    """
+    row = tx.one("SELECT size FROM testflinger_outcome WHERE uuid = ?", (uuid,)) if more > 0 else None
+    if (row["size"] if row else 0) + more > MOST_REPORTED:
         raise TrackerError("too_large", f"More than {MOST_REPORTED // 2**20} MiB have been reported for {uuid}")
-    tx.execute("UPDATE testflinger_outcome SET size = ? WHERE uuid = ?", (size, uuid))
+    tx.execute(
+        "INSERT INTO testflinger_outcome (uuid, touched, size) VALUES (?, ?, ?)"
+        " ON CONFLICT DO UPDATE SET touched = excluded.touched, size = size + excluded.size",
+        (uuid, tx.time, more),
+    )
 
 
 def note_life(tx: Tx, client: clients.Client | None, uuid: str, agent: str | None) -> None:
@@ -633,20 +633,20 @@ def add_fragment(
         if holds(job, agent):
             tracker.renew_lease(tx, job)
         return
-    size = touch(tx, uuid)
     phase, timestamp = phase or present_phase(tx, job), tx.now if timestamp is None else timestamp
     piece = {"uuid": uuid, "kind": kind, "phase": phase, "number": number, "timestamp": timestamp}
     piece |= {"job": job and job["id"], "line": None, "text": text}
     if tx.one(POSTED_BEFORE, piece):
-        return
+        return grow(tx, uuid)
     if tx.one(NUMBER_TAKEN, piece):
         piece["number"] = None
     if holds(job, agent):
+        grow(tx, uuid)
         tracker.renew_lease(tx, job)
         if not add_to_log(tx, job, piece):
-            return
+            return None
     else:
-        resize(tx, uuid, size + len(text.encode()) + joblog.LINE_SIZE)  # an empty one is a row, too
+        grow(tx, uuid, len(text.encode()) + joblog.LINE_SIZE)  # an empty one is a row, too
     tx.execute(
         "INSERT INTO testflinger_fragment (uuid, kind, id, phase, number, timestamp, line, text) VALUES (:uuid, :kind,"
         " (SELECT ifnull(max(id), 0) + 1 FROM testflinger_fragment WHERE uuid = :uuid AND kind = :kind), :phase,"
@@ -720,7 +720,7 @@ def take_output(tx: Tx, uuid: str, kind: str) -> str | None:
     found = unread(tx, uuid, job, kind)
     if not found:
         return None
-    touch(tx, uuid)
+    grow(tx, uuid)
     tx.execute(f"UPDATE testflinger_outcome SET {kind}_read = ? WHERE uuid = ?", (found[-1]["id"], uuid))
     ends = "\n" if is_foreign(job) else ""  # a line's, not to be doubled by the one that joins
     return "\n".join(piece["text"].removesuffix(ends) for piece in found)
@@ -1044,7 +1044,7 @@ def prune_outcomes(tx: Tx) -> bool:
     )
     for row in in_time(tx, due):
         if row["known"]:
-            touch(tx, row["uuid"])
+            grow(tx, row["uuid"])
         elif not delete_fragments(tx, row["uuid"]):
             tx.execute("DELETE FROM testflinger_outcome WHERE uuid = ?", (row["uuid"],))
     return bool(due)
