@@ -18,12 +18,13 @@ import secrets
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from errors import TrackerError
 from limits import SITE, Gauge, site_of
+from turns import FairQueue
 from writer import Tx
 
 log = logging.getLogger("tracker")
@@ -143,54 +144,6 @@ def give_way() -> None:
     """Lets all others go before this thread: a password takes a core for a moment, and there may be two cores."""
     if hasattr(os, "setpriority") and sys.platform == "linux":  # elsewhere it would be the whole process
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
-
-
-class FairQueue:
-    """A few at a time, the others in turns: whoever has many that wait is served no more often than who has one.
-
-    Admins that are known come first, then by turns one of the others that are known and one of all others.
-    """
-
-    RANKS = ADMIN, KNOWN, OTHER = range(3)
-
-    def __init__(self, free: int):
-        self.free = free
-        self.waiting: list[dict[str, collections.deque[asyncio.Future]]] = [{} for _ in self.RANKS]
-        self.next_rank = self.KNOWN
-
-    @contextlib.asynccontextmanager
-    async def turn(self, rank: int, whose: str) -> AsyncIterator[None]:
-        """For as long as it is somebody's turn."""
-        if self.free:
-            self.free -= 1
-        else:
-            mine = asyncio.get_running_loop().create_future()
-            self.waiting[rank].setdefault(whose, collections.deque()).append(mine)
-            try:
-                await mine
-            except asyncio.CancelledError:
-                if mine.done() and not mine.cancelled():
-                    self.pass_on()
-                raise
-        try:
-            yield
-        finally:
-            self.pass_on()
-
-    def pass_on(self) -> None:
-        """The next one has its turn."""
-        for rank in (self.ADMIN, self.next_rank, self.KNOWN + self.OTHER - self.next_rank):
-            while ring := self.waiting[rank]:
-                whose = next(iter(ring))
-                queue = ring.pop(whose)
-                one = queue.popleft()
-                if queue:
-                    ring[whose] = queue  # behind the others
-                if not one.done():  # it has been given up
-                    one.set_result(None)
-                    self.next_rank = self.KNOWN + self.OTHER - rank if rank else self.next_rank
-                    return
-        self.free += 1
 
 
 class Place(NamedTuple):

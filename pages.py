@@ -67,7 +67,6 @@ import workers
 from database import SCHEMA_VERSION
 from errors import TrackerError
 from logs import LEVEL_NAMES, LEVELS, READABLE_LINES, act_details, log_reader
-from server import decoded
 from shapes import INT64_MAX, Id, JobState
 from streams import Stream
 from tracker import ADMIN, EDIT, LOGIN, MAINTENANCE, MANAGE_ACCESS, READ, SECRET, SEES, Call, Caller, Tx, encode
@@ -410,7 +409,7 @@ class Visit(Call):
             most = self.tracker.settings.max_bulk_body
             self.fields = await self.multipart(most, "file", max_files=1, max_fields=100)
         else:
-            self.fields = await decoded(await self.body(), form_fields)
+            self.fields = await self.decoded(await self.body(), form_fields)
 
     def is_ours(self) -> bool:
         """Whether the form came from a page of this session."""

@@ -166,7 +166,7 @@ from meter import counted
 from packing import pack
 from protocol import LONGEST_DIRECT, Direct, Fields
 from retention import PRUNE, prune, roll_tallies
-from server import Incoming, Server, decoded, hand_out, plain_cycle, run_loop, uvicorn_config, write_at_once
+from server import Aside, Incoming, Server, hand_out, plain_cycle, run_loop, uvicorn_config, write_at_once
 from settings import FIELDS, Settings
 from shapes import COUNT_COLUMNS, INT16_MAX, INT64_MAX, PROJECT_COLUMNS, Id, Manager, Project, Task, about
 from streams import Stream
@@ -4009,7 +4009,7 @@ class Tracker:
         self.guesses = Guesses()
         self.sent, self.shown = forms.Sent(), forms.Lately(60.0)
         self.crowds = forms.Lately(10.0)  # pages of public projects for volunteers
-        self.logins = Places(settings.max_logins)
+        self.logins, self.aside = Places(settings.max_logins), Aside()
         self.limits.gauges |= {"max_waits": self.waiters.shares.gauge, "max_logins": self.logins.gauge}
         self.code = ""  # with which the first account may be made from anywhere
         self._tasks: set[asyncio.Task] = set()
@@ -4074,6 +4074,7 @@ class Tracker:
             await self.close_hour()
         await self.db.close()
         self.logins.close()
+        self.aside.close()
         for handler in self.log_lines.handlers:
             handler.close()
 
@@ -4415,9 +4416,13 @@ class Call(Incoming):
         """The whole body. 413 as soon as it is known to exceed the limit (in KiB; as a rule the setting max_body)."""
         return await self.read_body(limit or self.tracker.settings.max_body)
 
+    async def decoded(self, body: bytes, decode: Callable, *args: Any) -> Any:
+        """What the function makes of the body."""
+        return await self.tracker.aside.decoded(self.source, body, decode, *args)
+
     async def json(self, kind: Any, limit: int | None = None) -> Any:
         most = self.tracker.settings.max_body
-        return await decoded(await self.body(min(limit or most, most)), decode, kind)
+        return await self.decoded(await self.body(min(limit or most, most)), decode, kind)
 
     async def rest(self, seconds: float) -> None:
         """Returns after so many seconds, or when the client has gone, or the tracker stops."""
@@ -5100,7 +5105,7 @@ def bulk_release(call: Call, body: bytes) -> Steps:
     """
     credentials, most = bringer(call, body), call.tracker.settings.max_count
     kind = shapes.BulkReleaseBody
-    releases = (decode(body, kind) if len(body) <= FEW_BYTES else (yield decoded(body, decode, kind))).releases
+    releases = (decode(body, kind) if len(body) <= FEW_BYTES else (yield call.decoded(body, decode, kind))).releases
     if len(releases) > most:
         raise TrackerError("invalid", f"at most {most} in one request", "releases")
     step = release_tasks, credentials, releases
@@ -5184,7 +5189,7 @@ async def git_receive(call: Call) -> Reply:
     signatures = {name: (call.header(name.encode()) or b"").decode("latin-1") for name in SIGNATURE_HEADERS}
     check_signed(signatures)
     body = await call.body()
-    push = await decoded(body, decode, shapes.PushBody)
+    push = await call.decoded(body, decode, shapes.PushBody)
     keys = await call.tracker.db.read(keys_for, push)
     signed = await asyncio.to_thread(signed_by, *keys, push, body, signatures)  # there may be many keys
     return Reply(await call.tracker.db.write(receive_push, push, body, signed))

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 
 log = logging.getLogger("tracker")
 
@@ -138,3 +139,51 @@ class Turns:
 
     def _note(self, now: float) -> None:
         self._began, self._begun = now, False
+
+
+class FairQueue:
+    """A few at a time, the others in turns: whoever has many that wait is served no more often than who has one.
+
+    Admins that are known come first, then by turns one of the others that are known and one of all others.
+    """
+
+    RANKS = ADMIN, KNOWN, OTHER = range(3)
+
+    def __init__(self, free: int):
+        self.free = free
+        self.waiting: list[dict[str, collections.deque[asyncio.Future]]] = [{} for _ in self.RANKS]
+        self.next_rank = self.KNOWN
+
+    @contextlib.asynccontextmanager
+    async def turn(self, rank: int, whose: str) -> AsyncIterator[None]:
+        """For as long as it is somebody's turn."""
+        if self.free:
+            self.free -= 1
+        else:
+            mine = asyncio.get_running_loop().create_future()
+            self.waiting[rank].setdefault(whose, collections.deque()).append(mine)
+            try:
+                await mine
+            except asyncio.CancelledError:
+                if mine.done() and not mine.cancelled():
+                    self.pass_on()
+                raise
+        try:
+            yield
+        finally:
+            self.pass_on()
+
+    def pass_on(self) -> None:
+        """The next one has its turn."""
+        for rank in (self.ADMIN, self.next_rank, self.KNOWN + self.OTHER - self.next_rank):
+            while ring := self.waiting[rank]:
+                whose = next(iter(ring))
+                queue = ring.pop(whose)
+                one = queue.popleft()
+                if queue:
+                    ring[whose] = queue  # behind the others
+                if not one.done():  # it has been given up
+                    one.set_result(None)
+                    self.next_rank = self.KNOWN + self.OTHER - rank if rank else self.next_rank
+                    return
+        self.free += 1

@@ -30,7 +30,6 @@ import tracker
 from dialects.plumbing import HEADERS, as_text
 from errors import form_pairs, refuse_many_parts
 from logs import LEVEL_NAMES
-from server import decoded
 from streams import Stream
 from tracker import STRANGERS_BODY, Call, Guesser, MethodNotAllowed, TrackerError, Tx
 
@@ -88,8 +87,8 @@ async def read_body(call: Call, most: int | None) -> dict[str, Any]:
         return {name: values[-1] for name, values in form.items()}
     body = (await call.body(most)).removeprefix(codecs.BOM_UTF8)
     if body.lstrip().startswith(b"{") or (body and b"json" in kind):
-        return await decoded(body, read_json)
-    return await decoded(body, read_form, "body")  # whatever it was called: curl -d and scripts say all sorts of things
+        return await call.decoded(body, read_json)
+    return await call.decoded(body, read_form, "body")  # curl -d and scripts say all sorts of things of what it is
 
 
 def read_json(body: bytes) -> dict[str, Any]:

@@ -46,7 +46,6 @@ from callers import LAST_SEEN_STEP
 from dialects import plumbing
 from dialects.plumbing import as_bytes, as_json, basic_credentials, forgiving_json, may_be_long, nothing
 from pages import Action, Page
-from server import decoded
 from shapes import Name, ReleaseBody
 from tracker import EDIT, FAIL, OK, TrackerError, Tx, WorkerCredentials
 
@@ -139,8 +138,8 @@ async def read_body(call: tracker.Call, large: bool, most: int | None = None) ->
     body = await call.body(LARGEST * max(settings.max_body, settings.max_job_log) if large else most)
     body = body.removeprefix(codecs.BOM_UTF8).strip()
     if kind == b"application/x-www-form-urlencoded" and body[:1] not in (b"{", b"["):  # curl -d sends JSON as a form
-        return await decoded(body, parameters)
-    return await decoded(body, json_body, large)
+        return await call.decoded(body, parameters)
+    return await call.decoded(body, json_body, large)
 
 
 def json_body(body: bytes, from_script: bool) -> dict[str, Any] | list[Any]:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -239,3 +240,29 @@ def test_a_body_in_small_pieces_takes_no_more_room_than_it_is_long() -> None:
         assert tracemalloc.get_traced_memory()[1] < 4 * len(body) == 4 * 400_000
     finally:
         tracemalloc.stop()
+
+
+HOSTS = ["203.0.113.1"] * 3 + ["203.0.113.2", "2001:db8:1:1::/64", "2001:db8:1:2::/64"]  # the last two are one site
+
+
+def test_large_bodies_are_read_one_at_a_time_and_in_turns_by_address() -> None:
+    read: list[str] = []
+    at_once, most = 0, 0
+
+    def decode(body: bytes, whose: str) -> None:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        time.sleep(0.01)
+        read.append(whose)
+        at_once -= 1
+
+    async def main() -> None:
+        aside = server.Aside()
+        large = [aside.decoded(host, bytes(2**17), decode, host) for host in HOSTS]
+        await asyncio.gather(*large)
+        aside.close()
+
+    asyncio.run(main())
+    assert most == 1
+    assert [HOSTS.index(whose) for whose in read] == [0, 0, 3, 4, 0, 5]

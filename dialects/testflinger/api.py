@@ -40,7 +40,7 @@ from dialects.plumbing import HEADERS, as_bytes, as_json, as_text, may_be_long, 
 from dialects.testflinger import clients, domain, queues
 from dialects.testflinger.files import Stored, files_of
 from dialects.testflinger.queues import Unprocessable
-from server import LARGE, decoded
+from server import LARGE
 from streams import Stream
 from tracker import TrackerError, Tx, encode
 
@@ -197,7 +197,7 @@ class Ask(tracker.Call):
 
         No body at all is as good as `empty`.
         """
-        value = await decoded(await self.body(limit) or empty, decode or strict_json)
+        value = await self.decoded(await self.body(limit) or empty, decode or strict_json)
         if not isinstance(value, dict):
             raise Unprocessable("_schema", "Invalid input type: an object is expected")
         return value
