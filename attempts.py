@@ -140,10 +140,17 @@ def may_guess(tx: Tx, manager: int) -> bool:
     return tx.limits.may_guess(manager, [row["address"] for row in known])
 
 
+LEAST_SHARE = 10  # by which a thread is nicer than others: where those use a core up, it has a tenth as much as they
+
+
 def give_way() -> None:
-    """Lets all others go before this thread: a password takes a core for a moment, and there may be two cores."""
+    """Lets others go before this thread: a password takes a core for a moment, and there may be two cores.
+
+    Not all of them, always: a crowd that keeps the only core busy made each login wait for up to 18 seconds.
+    """
     if hasattr(os, "setpriority") and sys.platform == "linux":  # elsewhere it would be the whole process
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+        nice = min(19, os.getpriority(os.PRIO_PROCESS, 0) + LEAST_SHARE)
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
 
 
 class Place(NamedTuple):

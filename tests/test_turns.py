@@ -428,7 +428,7 @@ def test_a_known_worker_goes_first_with_a_whole_batch(site: Site, put_first: lis
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own")
-def test_passwords_are_looked_at_when_nobody_else_needs_the_processor(
+def test_who_looks_at_passwords_leaves_others_most_of_the_processor_and_has_some_of_it(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
@@ -440,8 +440,7 @@ def test_passwords_are_looked_at_when_nobody_else_needs_the_processor(
 
     monkeypatch.setattr(tracker, "password_matches", noted)
     site.guest.post("/login", json={"username": "manager", "password": "password"})
-    assert seen == [19]
-    assert os.getpriority(os.PRIO_PROCESS, 0) < 19
+    assert seen == [min(19, os.getpriority(os.PRIO_PROCESS, 0) + 10)]
 
 
 def test_a_client_that_goes_while_its_requests_wait_leaves_no_error_behind(
