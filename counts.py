@@ -24,11 +24,10 @@ ADD_TO_TOTAL = """
 ADD_TO_CAUSE = "UPDATE cause SET failed_task_count = failed_task_count + ? WHERE id = ?"
 DROP_CAUSE = "DELETE FROM cause WHERE id = ? AND failed_task_count = 0"
 ADD_TO_WORKER = "UPDATE worker SET closed_task_count = closed_task_count + ? WHERE id = ?"
-# One that is gone has no tally, also while there are leases of its that have to end.
 ADD_TO_TALLY = """
     INSERT INTO tally (project, worker, held_task_count, closed_task_count, runtime_total, runtime_min, runtime_max,
         failures_in_row)
-    SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8 WHERE EXISTS (SELECT 1 FROM worker WHERE id = ?2) ON CONFLICT DO UPDATE SET
+    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) ON CONFLICT DO UPDATE SET
         held_task_count = held_task_count + excluded.held_task_count,
         failures_in_row = iif(?9, 0, failures_in_row) + excluded.failures_in_row,
         closed_task_count = closed_task_count + excluded.closed_task_count,
@@ -36,6 +35,13 @@ ADD_TO_TALLY = """
         runtime_min = ifnull(min(runtime_min, excluded.runtime_min), ifnull(runtime_min, excluded.runtime_min)),
         runtime_max = ifnull(max(runtime_max, excluded.runtime_max), ifnull(runtime_max, excluded.runtime_max))
 """
+
+
+# A worker that is gone has no tally, also while there are leases of its that have to end.
+TAKE_FROM_TALLY = ADD_TO_TALLY.replace(
+    "VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+    "SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8 WHERE EXISTS (SELECT 1 FROM worker WHERE id = ?2)",
+)
 
 
 @functools.cache
@@ -129,7 +135,11 @@ class Counts:
             if counts:
                 tx.execute(adding_to_project(tuple(counts)), (*counts.values(), project))
         if self.tallies:
-            tx.executemany(ADD_TO_TALLY, [(*key, *tally) for key, tally in self.tallies.items()])
+            rows = [(*key, *tally) for key, tally in self.tallies.items()]
+            if added := [row for row in rows if row[2] >= 0 or row[3]]:
+                tx.executemany(ADD_TO_TALLY, added)
+            if len(added) < len(rows):
+                tx.executemany(TAKE_FROM_TALLY, [row for row in rows if row[2] < 0 and not row[3]])
             pause_failing(tx, [(*key, tally[5]) for key, tally in self.tallies.items() if tally[5]])
             closed = [(tally[1], worker) for (_, worker), tally in self.tallies.items() if tally[1]]
             tx.executemany(ADD_TO_WORKER, closed)

@@ -528,6 +528,7 @@ FOLDED = re.compile(
             re.escape,
             (
                 counts.ADD_TO_TALLY,
+                counts.TAKE_FROM_TALLY,
                 counts.ADD_TO_WORKER,
                 counts.ADD_TO_TOTAL,
                 counts.ADD_TO_CAUSE,
