@@ -41,7 +41,7 @@ LARGE_PIECE = 2**17  # bytes that are read at once if few lines are in them
 FEW_CHUNKS = 4
 MOST_LINES = 64  # in what is read at once, beyond PIECE
 SHORT_BODY = 2**16  # bytes of a body whose end is awaited after the answer, to keep the connection
-LAST_WORDS = 1.0, 2**20  # seconds and bytes for which a client is heard out that has been answered before its end
+LAST_WORDS = 1.0, 2**20  # seconds that a client has, answered before its end, to read that, and bytes that we hear out
 
 
 Headers = Sequence[tuple[bytes, bytes]]
@@ -309,7 +309,7 @@ class GuardedProtocol(HttpToolsProtocol):
         if self.deaf is not None:
             self.deaf += len(data)
             if self.deaf > LAST_WORDS[1]:
-                self.transport.inner.close()
+                self.flow.pause_reading()  # a reset now may overtake the answer: Go's client looks at its write first
         elif self.flow.held:
             self.rest += data
             self.note_unread()

@@ -10,6 +10,7 @@ import gzip
 import json
 import logging
 import re
+import select
 import socket
 import subprocess
 import sys
@@ -395,6 +396,20 @@ def test_who_goes_on_sending_for_ever_after_a_refusal_is_cut_off(make_site: Call
             for count in range(2000):  # noqa: B007
                 connection.sendall(b"8000\r\n" + b" " * 32768 + b"\r\n")
     assert count < 1000
+
+
+def test_who_goes_on_sending_for_ever_can_read_the_refusal_first(
+    make_site: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Go's client looks whether it could send before it looks at what has come: a reset hid the answer from it."""
+    monkeypatch.setattr(protocol, "LAST_WORDS", (10.0, 2**20))
+    site = make_site(max_body=1)
+    with connect(site.url) as connection:
+        connection.sendall(CHUNKED.replace(b"Transfer-Encoding: chunked", b"Content-Length: 1000000000") + b"\r\n")
+        while select.select([], [connection], [], 1)[1]:  # until nothing more is taken in
+            connection.send(b" " * 65536)
+        [answer] = answers(connection)
+        assert refused(413, "too_large", "body")(answer)
 
 
 def test_a_short_body_that_nobody_reads_leaves_the_connection_as_it_is(site: Site) -> None:
