@@ -44,6 +44,10 @@ from turns import FairQueue, Turns
 
 log = logging.getLogger("tracker")
 
+# Seconds for which a connection is kept on which nothing goes on: longer than clients keep theirs (nginx 60, Go 90,
+# Caddy 120). If we close it first, a request may be on its way that its client does not send again.
+KEPT_IDLE = 150
+
 MOST_COOKIES = 1000  # of one header that are looked at: browsers keep a few hundred of a site
 MOST_OF_A_NAME = 16  # of those: cookies of one name differ in their paths
 
@@ -568,7 +572,7 @@ def uvicorn_config(app: Any, settings: Any) -> uvicorn.Config:
         access_log=settings.access_log,
         root_path=settings.root_path,
         forwarded_allow_ips=settings.trusted_proxies,
-        timeout_keep_alive=60,
+        timeout_keep_alive=KEPT_IDLE,
         timeout_graceful_shutdown=settings.shutdown_timeout,
         server_header=False,
         backlog=2048,

@@ -728,6 +728,21 @@ def test_the_connection_that_has_been_idle_longest_makes_room(run: Callable[...,
         one.close()
 
 
+def test_an_idle_connection_is_left_to_its_client_to_close(run: Callable[..., Running]) -> None:
+    """Go and Caddy send no POST again that met a closed connection: they keep idle ones for 90 and 120 seconds."""
+    running, looked = run(), threading.Event()
+    with running.connect() as connection:
+        assert is_done(connection)
+        [ours] = running.server.server_state.connections
+        look = ours.close_if_slow
+        ours.close_if_slow = lambda *args: (look(*args), looked.set())
+        ours.idle -= 121
+        looked.clear()
+        assert looked.wait(60)
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert is_done(connection)
+
+
 @pytest.mark.parametrize("begun", [b"", b"G", b"GET / HTTP/1.1\r\nHost: x\r\n"])
 def test_who_has_asked_for_nothing_makes_room(run: Callable[..., Running], begun: bytes) -> None:
     running = run(max_connections=3)
