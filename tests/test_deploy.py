@@ -17,6 +17,8 @@ import trustme
 from test_command_line import PROGRAM
 
 import commands
+from errors import STATUS
+from settings import Settings
 
 HOME = PROGRAM.parent
 DEPLOY = HOME / "docs" / "deploy"
@@ -99,6 +101,36 @@ def test_caddys_file_is_whole_and_packs_nothing(tmp_path: Path) -> None:
         assert line == "\t" * depth + line.strip()  # as `caddy fmt` has it
         depth += line.endswith("{")
     assert depth == 0 and not any(line.split()[0] == "encode" for line in lines)
+
+
+def test_no_proxy_takes_in_less_than_the_tracker_does() -> None:
+    [size] = re.findall(r"client_max_body_size (\d+)m;", (DEPLOY / "nginx.conf").read_text("utf-8"))
+    assert int(size) * 1024 >= Settings().max_bulk_body
+    assert "max_size" not in (DEPLOY / "Caddyfile").read_text("utf-8")  # a body beyond it ended without an answer
+
+
+@pytest.mark.parametrize(
+    ("file", "answer"),
+    [("nginx.conf", r"return ([45]\d\d) '(?P<said>.*)';"), ("Caddyfile", r"respond `(?P<said>.*)` (\d+)")],
+)
+def test_what_a_proxy_answers_by_itself_is_json_as_the_trackers_refusals_are(file: str, answer: str) -> None:
+    """Programs that read nothing else end when the tracker is started again behind it."""
+    found = list(re.finditer(answer, (DEPLOY / file).read_text("utf-8")))
+    assert found
+    for one in found:
+        said = json.loads(one["said"])
+        assert said["ok"] is False and said["message"]
+        assert str(STATUS[said["code"]]) in one.groups()
+
+
+def test_nginx_answers_nothing_else_by_itself() -> None:
+    text = (DEPLOY / "nginx.conf").read_text("utf-8")
+    given = {}
+    for statuses, status, place in re.findall(r"error_page ([\d ]+) =(\d+) (@\w+);", text):
+        given |= dict.fromkeys(statuses.split(), (status, place))
+    assert set(given) == {"413", "502", "504"}
+    for status, place in given.values():
+        assert re.search(rf"location {place} {{[^}}]*application/json;[^}}]*return {status} '", text)
 
 
 def instructions(path: Path) -> list[tuple[str, str]]:
