@@ -154,6 +154,18 @@ def test_the_container_is_no_ones_root_keeps_its_folder_and_tells_how_it_is() ->
     compile(check[2], "health check", "exec")
 
 
+def test_the_line_that_builds_the_container_keeps_its_health_check() -> None:
+    """podman's own format has none, and drops it with a warning."""
+    first = (HOME / "Containerfile").read_text("utf-8").splitlines()[0]
+    assert "podman build --format docker " in first
+
+
+def test_the_containers_user_and_group_have_the_numbers_that_it_runs_as() -> None:
+    made = [what for name, what in instructions(HOME / "Containerfile") if name == "RUN"]
+    user, _, group = dict(instructions(HOME / "Containerfile"))["USER"].partition(":")
+    assert any(f"groupadd --gid {group} " in one and f"--uid {user} --gid {group} " in one for one in made)
+
+
 def test_the_health_check_of_the_container_tells_one_tracker_from_none(site: object) -> None:
     check = json.loads(dict(instructions(HOME / "Containerfile"))["HEALTHCHECK"].partition("CMD ")[2])
     for url, status in ((site.url, 0), ("http://127.0.0.1:1", 1)):
