@@ -193,6 +193,8 @@ TOO_SLOW = TrackerError("timeout", "did not arrive in time (request_timeout)", "
 TOO_MUCH = TrackerError("unavailable", "Too much is being sent at once: please try again", delay=1.0)
 CROWDED = TrackerError("unavailable", "There are as many connections as there may be: please try again", delay=1.0)
 
+STOPS = TrackerError("unavailable", "The tracker is stopping: please try again", delay=1.0)
+
 
 def refusal(error: TrackerError, head: bool = False) -> bytes:
     """A whole answer of the form that the native API's refusals have, and the last one on its connection.
@@ -739,6 +741,19 @@ class GuardedProtocol(HttpToolsProtocol):
             self.linger()
         else:
             self.transport.inner.close()
+
+    def cut_off(self) -> None:
+        """Ends it, as the server stops: whoever waits for an answer that has not begun is told so, in JSON."""
+        cycle = self.running if self.running and not self.running.response_complete else self.cycle
+        if cycle is None or cycle.response_complete or self.transport.is_closing():
+            return
+        cycle.disconnected = True
+        cycle.message_event.set()
+        if getattr(cycle, "response_started", False):
+            self.transport.inner.close()
+        else:
+            self.refusing = STOPS
+            self.answer_refusal()
 
     def turn_away(self) -> None:
         """Has the first request be refused: before it, a client would not understand an answer."""

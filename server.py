@@ -543,8 +543,11 @@ class Server(uvicorn.Server):
         timeout = self.config.timeout_graceful_shutdown
         await asyncio.wait(ends, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         unfinished = [task for task in self.server_state.tasks if not task.done()]
+        for connection in list(self.server_state.connections):
+            connection.cut_off()
         if unfinished:
             log.warning("The server stops: %d requests have not finished, and are cut off", len(unfinished))
+            await asyncio.wait(unfinished, timeout=0.1)  # who waited for more of a body ends by itself
         for task in (*ends, *unfinished):
             task.cancel("The server stops")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import socket
 import struct
 import subprocess
@@ -152,6 +153,41 @@ def test_a_request_that_outlasts_the_shutdown_is_cut_off(run: Callable[..., Runn
         assert not read_all(connection).endswith(b"done")
     running.go.set()  # the thread that waits for it is joined at the end of the loop
     assert running.ended()
+
+
+def test_who_is_cut_off_by_the_stop_is_told_so_in_json(run: Callable[..., Running]) -> None:
+    """Programs that read nothing else ended at a plain "Internal Server Error"."""
+    running = run(shutdown_timeout=0.1)
+    with running.connect("/slow") as connection:
+        assert running.begun.wait(30)
+        running.server.stop()
+        head, _, body = read_all(connection).partition(b"\r\n\r\n")
+        assert b" 503 " in head and b"retry-after: 1" in head
+        assert json.loads(body)["code"] == "unavailable"
+    running.go.set()
+    assert running.ended()
+
+
+class Reading(Running):
+    """Its application waits for more of a body."""
+
+    told_last = ""
+
+    async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
+        self.begun.set()
+        while self.told_last != "http.disconnect":
+            self.told_last = (await receive())["type"]
+
+
+def test_a_body_that_outlasts_the_stop_is_one_that_does_not_come() -> None:
+    """It was an exception in the log before, as if the application had failed."""
+    running = Reading(shutdown_timeout=0.1)
+    with running.connect("/ HTTP/1.1\r\nContent-Length: 100\r\nX: ") as connection:
+        assert running.begun.wait(30)
+        running.server.stop()
+        assert b'"code":"unavailable"' in read_all(connection)
+    assert running.ended()
+    assert running.told_last == "http.disconnect"
 
 
 def test_a_server_that_is_told_twice_to_stop_waits_for_nobody(run: Callable[..., Running]) -> None:
