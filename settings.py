@@ -302,8 +302,10 @@ class Settings(shapes.Shape, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         shapes.Count, "The same of uploads that are in temporary files (in TMPDIR) until they are stored, in MiB."
     ] = 1024
     shutdown_timeout: Annotated[
-        shapes.Seconds, "Requests in flight have this long to finish when the tracker stops."
-    ] = 10
+        shapes.Seconds,
+        "Requests in flight have this long to finish when the tracker stops."
+        " Containers are killed after 10, by default.",
+    ] = 8
     history_retention: Annotated[
         shapes.Seconds,
         "A task's past assignments and finished operations (submitted lines after a day at the earliest) are"

@@ -160,6 +160,11 @@ def test_the_line_that_builds_the_container_keeps_its_health_check() -> None:
     assert "podman build --format docker " in first
 
 
+def test_a_container_has_stopped_before_it_is_killed() -> None:
+    """As podman and docker do after ten seconds, if nobody says otherwise."""
+    assert Settings().shutdown_timeout <= 8
+
+
 def test_the_containers_user_and_group_have_the_numbers_that_it_runs_as() -> None:
     made = [what for name, what in instructions(HOME / "Containerfile") if name == "RUN"]
     user, _, group = dict(instructions(HOME / "Containerfile"))["USER"].partition(":")
