@@ -31,6 +31,7 @@ from logfile import let_nobody_wait
 from server import Server, run_loop
 from settings import FIELDS, Settings, load_settings
 from tracker import __version__, make_admin, serve_until_stopped
+from turns import TURN
 from writer import Tx
 
 log = logging.getLogger("tracker")
@@ -272,6 +273,9 @@ def serve(settings: Settings, sources: dict[str, str], options: argparse.Namespa
             let_nobody_wait(logging.getLogger(name))
         gc.freeze()  # what has been loaded stays: looking through it for garbage would stop everybody for a while
         gc.set_threshold(5_000, 10, 20)  # fewer cost assignments 5 %, twice as many stop everybody for ten milliseconds
+        # Threads that compute (they read bodies, rows, uploads) keep the interpreter from the event loop for no longer
+        # than a turn: with Python's 5 ms eight large forms made workers wait for up to 22 ms, and each commit, too.
+        sys.setswitchinterval(TURN)
         places = ", ".join(f"{place}{settings.root_path}" for place in server.places)
         say(f"Tracker listening on {places}  (database {settings.database})", sys.stdout)
         running = server.config.app.state.tracker
