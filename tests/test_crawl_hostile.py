@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from test_crawl import PASSWORD, get_project, give, run_crawl
@@ -60,6 +60,14 @@ class HostileSite(socketserver.ThreadingTCPServer):
         self.answers, self.asked, self.heads = answers, [], []
         self.url = f"http://127.0.0.1:{self.server_address[1]}/"
 
+    def __enter__(self) -> Self:
+        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.shutdown()  # or it would ask for connections for ever, of a socket that is closed
+        super().__exit__(*error)
+
     def finish_request(self, request: Any, _address: Any) -> None:
         with contextlib.suppress(OSError), request.makefile("rb") as lines:
             head = b""
@@ -98,12 +106,8 @@ class LeavingSite(HostileSite):
         request.recv(65536)
 
 
-@contextlib.contextmanager
-def serving(answers: dict[str, Any], kind: type[HostileSite] = HostileSite, *address: Any) -> Iterator[HostileSite]:
-    with kind(answers, *address) as site:
-        threading.Thread(target=site.serve_forever, args=(0.02,), daemon=True).start()
-        yield site
-        site.shutdown()
+def serving(answers: dict[str, Any], kind: type[HostileSite] = HostileSite, *address: Any) -> HostileSite:
+    return kind(answers, *address)
 
 
 def working(site: HostileSite, folder: Path, **settings: Any) -> contextlib.AbstractContextManager[crawl.Worker]:
@@ -504,10 +508,8 @@ def test_a_crawl_waits_for_the_end_of_a_ban_and_loses_no_page(tmp_path: Path) ->
     answers["/site/index.html"] = page("".join(f"<a href=p{number}.html>" for number in range(30)))
     site = BanningSite(answers)
     with site, tracker.serving() as server:
-        threading.Thread(target=site.serve_forever, args=(0.02,), daemon=True).start()
         code, _, errors = run_crawl(site, server, tmp_path, "--max-retries", "1")
         project = get_project(server)
-        site.shutdown()
     assert code == 0, errors
     assert "left alone until" in errors
     assert (project["closed_task_count"], project["failed_task_count"]) == (31, 0)

@@ -11,9 +11,8 @@ import os
 import re
 import subprocess
 import sys
-import threading
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -534,14 +533,6 @@ class ChangingSite(HostileSite):
         return pieces
 
 
-@contextlib.contextmanager
-def changing(answers: dict[str, Any]) -> Iterator[HostileSite]:
-    with ChangingSite(answers) as site:
-        threading.Thread(target=site.serve_forever, args=(0.02,), daemon=True).start()
-        yield site
-        site.shutdown()
-
-
 DATE = "Last-Modified: Fri, 01 Jan 2021 00:10:00 GMT"
 
 
@@ -551,7 +542,7 @@ def crawl_twice(
     """The pages of /a of a crawl and of another one after it, which knows the first one's records."""
     first, second = folder / "first", folder / "second"
     pages = []
-    with changing(before) as site:
+    with ChangingSite(before) as site:
         for state, answers in ((first, before), (second, after)):
             state.mkdir()
             site.answers = answers
@@ -601,7 +592,7 @@ def test_a_sitemap_that_has_not_changed_is_not_read_again_and_what_it_names_is_f
 
 def test_a_sitemap_of_another_level_is_read(tmp_path: Path) -> None:
     sent = {"/a": answer(INDEX, 'ETag: "1"')}
-    with changing(sent) as site, working(site, tmp_path) as worker:
+    with ChangingSite(sent) as site, working(site, tmp_path) as worker:
         worker.crawl_page(f"{site.url}a", "x", sitemap=1)
         with contextlib.closing(crawl.Index(worker.crawl.records)) as worker.earlier:
             worker.earlier.update()
@@ -618,7 +609,7 @@ def test_a_page_that_has_changed_is_read(tmp_path: Path) -> None:
 
 def test_what_the_first_crawl_left_out_the_second_judges_by_its_own_rules(tmp_path: Path) -> None:
     sent = page("<a href=/out><a href=/d/no rel=nofollow><a href=b>", HTML, 'ETag: "1"')
-    with changing({"/d/a": sent}) as site:
+    with ChangingSite({"/d/a": sent}) as site:
         records = []
         for state, told in (
             ("first", {"scope": f"{site.url}d/"}),
@@ -670,7 +661,7 @@ def test_a_page_that_the_first_crawl_did_not_keep_likewise_is_fetched_whole_to_b
 ) -> None:
     sent, folders = {"/a": page("x", HTML, 'ETag: "1"')}, {"warc": tmp_path / "archive", "save": tmp_path / "files"}
     (tmp_path / "first").mkdir()
-    with changing(sent) as site:
+    with ChangingSite(sent) as site:
         with working(site, tmp_path / "first", **{name: folders[name] for name in before}) as worker:
             worker.crawl_page(f"{site.url}a", "x")
         with contextlib.closing(crawl.Index(tmp_path / "first" / "pages.jsonl")) as index:
@@ -689,7 +680,7 @@ def test_a_page_that_the_first_crawl_did_not_keep_likewise_is_fetched_whole_to_b
 def test_the_file_of_a_page_that_is_gone_is_written_again(tmp_path: Path) -> None:
     sent, kept = {"/a": page("x", HTML, 'ETag: "1"')}, tmp_path / "kept"
     (tmp_path / "first").mkdir()
-    with changing(sent) as site, working(site, tmp_path / "first", save=kept) as worker:
+    with ChangingSite(sent) as site, working(site, tmp_path / "first", save=kept) as worker:
         file = kept / worker.crawl_page(f"{site.url}a", "x").file
         with contextlib.closing(crawl.Index(worker.crawl.records)) as worker.earlier:
             worker.earlier.update()

@@ -8,7 +8,6 @@ import json
 import re
 import subprocess
 import sys
-import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -110,9 +109,7 @@ def worst(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     directory = tmp_path_factory.mktemp("worst")
     options = ["--timeout", "1", "--max-assign-time", "3", "--max-body", "1500000", "--max-variants", "5"]
     with WorstSite() as site, tracker.serving() as server:
-        threading.Thread(target=site.serve_forever, args=(0.02,), daemon=True).start()
         code, output, errors = run_crawl(site, server, directory, *options)
-        site.shutdown()
     assert code == 0, errors
     yield {
         "site": site,
