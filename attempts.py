@@ -140,16 +140,13 @@ def may_guess(tx: Tx, manager: int) -> bool:
     return tx.limits.may_guess(manager, [row["address"] for row in known])
 
 
-LEAST_SHARE = 10  # by which a thread is nicer than others: where those use a core up, it has a tenth as much as they
+A_TENTH, LAST = 10, 19  # by which a thread is nicer: it has a tenth of a core that others want, or 1.5 %
 
 
-def give_way() -> None:
-    """Lets others go before this thread: a password takes a core for a moment, and there may be two cores.
-
-    Not all of them, always: a crowd that keeps the only core busy made each login wait for up to 18 seconds.
-    """
+def give_way(by: int = A_TENTH) -> None:
+    """Lets others go before this thread: a password takes a core for a moment, and there may be two cores."""
     if hasattr(os, "setpriority") and sys.platform == "linux":  # elsewhere it would be the whole process
-        nice = min(19, os.getpriority(os.PRIO_PROCESS, 0) + LEAST_SHARE)
+        nice = min(19, os.getpriority(os.PRIO_PROCESS, 0) + by)
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
 
 
@@ -173,6 +170,9 @@ class Places:
     Beside `most` for all, each manager whose browser or session is known has OWN, `most` of them together but for
     admins: so neither a crowd of strangers nor other managers keep an admin out. An address has no more of those for
     all than it leaves free.
+
+    Strangers' are looked at when nobody else wants the processor: their guesses would make workers wait. Those of
+    known managers have a part of it, or a crowd that keeps the only core busy would have each wait for 18 seconds.
     """
 
     OWN, AT_ONCE = 2, 2
@@ -181,7 +181,9 @@ class Places:
     def __init__(self, most: int):
         self.most, self.said, self.refused = most, -self.SAY, 0
         self.taken_by: collections.Counter[str] = collections.Counter()  # those for all: "", of them by address: "at …"
-        self.queue, self.pool = FairQueue(self.AT_ONCE), ThreadPoolExecutor(self.AT_ONCE, "hash", give_way)
+        self.queue = FairQueue(self.AT_ONCE)
+        self.known_pool = ThreadPoolExecutor(self.AT_ONCE, "hash-known", give_way)
+        self.pool = ThreadPoolExecutor(self.AT_ONCE, "hash", give_way, (LAST,))
 
     @contextlib.contextmanager
     def taken(self, known: str = "", source: str = "", admin: bool = False) -> Iterator[Place]:
@@ -199,7 +201,7 @@ class Places:
         self.taken_by.update(names)
         try:
             rank = FairQueue.OTHER if not own else FairQueue.ADMIN if admin else FairQueue.KNOWN
-            yield Place(self.queue, self.pool, rank, own or site)
+            yield Place(self.queue, self.known_pool if own else self.pool, rank, own or site)
         finally:
             self.taken_by.subtract(names)
             self.taken_by = +self.taken_by  # without those that have none
@@ -222,6 +224,7 @@ class Places:
 
     def close(self) -> None:
         """Looks at no more passwords."""
+        self.known_pool.shutdown(wait=False)
         self.pool.shutdown(wait=False)
 
     def gauge(self) -> Gauge:
