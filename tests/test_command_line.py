@@ -183,7 +183,7 @@ def test_a_database_from_a_newer_version_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
-    assert "tracker.db: cannot be opened" in refusal(tmp_path, "--database", "nowhere/tracker.db")
+    assert "tracker.db: cannot be opened" in refusal(tmp_path, "--port", "0", "--database", "nowhere/tracker.db")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
