@@ -6,12 +6,14 @@ it has been written as fast as memory takes it. So it is synced piece by piece, 
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from pathlib import Path
 
 PIECE = 2**20  # bytes that are written before they are synced: some milliseconds
 LONGEST_REST = 0.1  # seconds
+CANNOT = {errno.EINVAL, errno.ENOTSUP, errno.EACCES}  # some network shares, and a folder in which one may only write
 
 
 def sync_piece(file: int) -> None:
@@ -22,10 +24,15 @@ def sync_piece(file: int) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes the names in a folder survive a power failure, where the platform can: Windows cannot open folders."""
-    if hasattr(os, "O_DIRECTORY"):
+    """Makes the names in a folder survive a power failure, where that can be: Windows cannot open folders."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    try:
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(handle)
         finally:
             os.close(handle)
+    except OSError as error:
+        if error.errno not in CANNOT:
+            raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import itertools
 import json
@@ -141,6 +142,21 @@ def test_a_backup_gets_onto_the_disk_in_pieces_that_hold_up_no_commit(
         seen = sizes[str(tmp_path / name)]
         assert seen[-1] >= 30 << 20
         assert max(after - before for before, after in itertools.pairwise(seen)) <= 4 << 20  # SQLite keeps some of it
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows cannot open folders")
+def test_a_backup_goes_to_a_share_that_cannot_sync_folders(
+    filled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync = os.fsync
+
+    def of_files(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", of_files)
+    assert recipes(back_up(filled, tmp_path / "backup.db")) == 1
 
 
 def test_a_killed_trackers_log_is_in_the_backup(tmp_path: Path) -> None:
