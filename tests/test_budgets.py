@@ -834,7 +834,7 @@ def test_where_the_oldest_newcomers_hold_tasks_of_others_another_one_makes_room(
     for _ in range(most):
         house.submit()
         house.assign(house.come())
-    for _ in range(3 * most):
+    while house.values("SELECT used FROM budget WHERE name = 'workers'") < [(4 * most,)]:
         house.come()
     let_in = 0
     for _ in range(50):  # where it looks is chance
