@@ -842,6 +842,7 @@ def request_access(
     worker = client.worker
     name = f"worker {worker.id} ({worker.alias})"
     call, then, is_new, is_waiting = "accept", f"accept the request of {name}", False, True
+    on_page = on_call = ""
     try:
         client.call("POST", "/project/request_access", {"project": project, "assign": assign, "submit": submit})
         state, is_new = "It has asked for access now.", True
@@ -850,16 +851,18 @@ def request_access(
             raise Fail(f"{client.server} does not take a request for access: {again.message}") from None
         state = f"Its request for access is still pending: {again.message}."
         if again.code == "granted" or (not again.code and "granted" in again.message):
-            # One worker has one access per project: more is asked for only after the lesser one is withdrawn.
+            # One worker has one access per project: only a manager widens it, a request does not.
             state, is_waiting = f"What it may do there is something else: {again.message}.", False
-            call, then = "reject", f"withdraw the access of {name}, which then asks for this one"
+            call, then = "reject", f"give {name} more"
+            on_page = f', by its number {worker.id} under "Workers with access"'
+            on_call = ", which takes what it has as well: it asks anew then"
     return (
         is_new,
         is_waiting,
         f"{name} may not do this: {refusal.message}. {state}\n"
         f"A manager of project {project} with MANAGE_ACCESS must {then}:\n"
-        f"  on the page {client.server}/ui/projects/{project}/access\n"
-        f"  or by POST {client.server}/project/{call}_request/{project}/{worker.id}",
+        f"  on the page {client.server}/ui/projects/{project}/access{on_page}\n"
+        f"  or by POST {client.server}/project/{call}_request/{project}/{worker.id}{on_call}",
     )
 
 
@@ -907,6 +910,7 @@ class Admission:
     assign: bool
     submit: bool
     has_asked: bool = False
+    widened: set[int] = dataclasses.field(default_factory=set)  # projects that gave it the other access only
     said: str = ""
     pause: float = 1.0
 
@@ -915,17 +919,21 @@ class Admission:
 
     def wait(self, refused: Refused, projects: Sequence[int]) -> None:
         """Waits a little before the next attempt, after having asked. Fail when there is nothing to wait for."""
-        text = self.PAUSED
+        text = news = self.PAUSED
         if not is_paused(self.client):
             project = closed_project(self.client, projects) if len(projects) > 1 else projects[0]
-            wanted = {"assign": self.assign, "submit": self.submit}
+            both = project in self.widened
+            wanted = {"assign": self.assign or both, "submit": self.submit or both}
             is_new, is_waiting, text = request_access(self.client, project, refused, **wanted)
             if is_new and self.has_asked:
                 raise Fail(f"a manager has rejected the request; it has been made once more.\n{text}")
             self.has_asked = is_waiting
+            if not is_waiting:
+                self.widened.add(project)
             text += "\nWaiting for that."
-        if text != self.said:
-            self.said = text
+            news = f"{project} {is_waiting}"  # that it has asked, and that this is pending, is one thing to wait for
+        if news != self.said:
+            self.said = news
             for line in text.split("\n"):
                 self.say(line)
         self.client.interrupts.sleep(self.pause)

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 import zipfile
 import zlib
 from contextlib import ExitStack, contextmanager, suppress
@@ -394,6 +395,40 @@ def test_a_worker_without_access_waits_for_it(server, manager, client):
         read_until(process.stderr, "Waiting for that.")
         manager.accept(project, client.stored_credentials()[server]["id"])
         assert process.wait(PATIENT) == 0
+
+
+def test_what_is_waited_for_is_said_once_however_often_it_is_asked():
+    """That the request is new the first time, and pending afterwards, is no news."""
+    said, answers = [], iter([None, worker.Refused(409, "waits already", "conflict")])
+
+    def call(method, path, body=None):
+        answer = next(answers) if path == "/project/request_access" else None
+        if answer:
+            raise answer
+        return types.SimpleNamespace(content={})
+
+    interrupts = types.SimpleNamespace(sleep=lambda seconds: None)
+    me = types.SimpleNamespace(id=7, alias="box")
+    asking = types.SimpleNamespace(call=call, worker=me, server="http://tracker", interrupts=interrupts)
+    admission = worker.Admission(asking, said.append, assign=False, submit=True)
+    for _ in range(2):
+        admission.wait(worker.Refused(403, "You have no SUBMIT access"), [1])
+    assert said.count("Waiting for that.") == 1
+
+
+def test_who_has_the_other_access_asks_for_both_once_it_was_withdrawn(server, manager, client):
+    """Else a machine that submits and runs would lose the one by asking for the other, for ever."""
+    project = manager.create_project(public=False)
+    client.submit(server, project, "a\n")
+    mine = client.stored_credentials()[server]["id"]
+    manager.accept(project, mine)
+    with client.start("run", "--server", server, "--project", project, "--", "true") as process:
+        read_until(process.stderr, f'/ui/projects/{project}/access, by its number {mine} under "Workers with access"')
+        read_until(process.stderr, "Waiting for that.")
+        manager.call(f"/project/reject_request/{project}/{mine}")
+        read_until(process.stderr, "Waiting for that.")
+        asked = manager.http.get(f"/project/access_list/{project}").json()["content"]["accesses"]
+    assert [(one["submit"], one["assign"], one["request"]) for one in asked] == [(True, True, True)]
 
 
 def test_a_request_that_waits_is_said_to_be_pending(server, manager, client):
