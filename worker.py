@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """The tracker's client: submit tasks from a file, run them, and look at the projects, from any machine. And a library.
 
-Copied alone to another machine it works: it needs Python 3.11, httpx and rich (`python3 -m pip install httpx rich`) and
-nothing else of the tracker. `python3 worker.py --help` is the manual. Who writes a worker in Python says `import
-worker` and uses the class *Tracker*: its tasks() hands out one *Task* after the other, its run() calls a function for
-each.
+Copied alone to another machine it works: it needs Python 3.11, httpx and rich (`pip install httpx rich`, or Debian's
+python3-httpx and python3-rich) and nothing else of the tracker. `python3 worker.py --help` is the manual. Who writes a
+worker in Python says `import worker` and uses the class *Tracker*: its tasks() hands out one *Task* after the other,
+its run() calls a function for each.
 
 How a submit flows: the command line names a file, a server and a project; *Input* cuts the file into parts of some
 lines without ever holding it whole; *Submit* sends each part by the *Client*, which alone knows how to wait for a slow
@@ -57,6 +57,7 @@ import socket
 import stat
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import tempfile
 import threading
@@ -82,7 +83,14 @@ except ModuleNotFoundError as missing:
     if __name__ != "__main__" and Path(sys.argv[0]).stem != "tracker-worker":
         raise
     package = (missing.name or "a package").partition(".")[0]
-    LACKS = f"it needs {package}, which is not installed: {shlex.quote(sys.executable)} -m pip install httpx rich"
+    own = shlex.quote(sys.executable)
+    LACKS = f"it needs {package}, which is not installed: {own} -m pip install httpx rich"
+    if sys.prefix == sys.base_prefix and Path(sysconfig.get_path("stdlib"), "EXTERNALLY-MANAGED").exists():
+        # Debian's own Python, say: it lets pip install nothing but into an environment
+        LACKS = (
+            f"it needs {package}, which is not installed: apt install python3-httpx python3-rich, or "
+            f"{own} -m venv .venv && .venv/bin/pip install httpx rich (and then .venv/bin/python {sys.argv[0]} …)"
+        )
     Console = object  # what follows is read for the help alone
     httpx = types.SimpleNamespace(Timeout=lambda *_, **__: None, Limits=lambda **_: None)
 else:

@@ -1132,9 +1132,9 @@ def test_wrong_usage_is_one_clear_error(client, arguments, complaint):
     assert complaint in result.stderr.splitlines()[-1] and "Traceback" not in result.stderr
 
 
-def run_without(package: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """What the program says where this package is not installed."""
-    code = f"import sys, runpy; sys.modules[{package!r}] = None; del sys.argv[0]; " + (
+def run_without(package: str, *arguments: str, before: str = "pass") -> subprocess.CompletedProcess[str]:
+    """What the program says where this package is not installed; before: what is done before it starts."""
+    code = f"import sys, runpy; sys.modules[{package!r}] = None; del sys.argv[0]; {before}; " + (
         "runpy.run_path(sys.argv[0], run_name='__main__')"
     )
     command = [sys.executable, "-c", code, WORKER_PY, *arguments]
@@ -1147,6 +1147,15 @@ def test_a_missing_package_is_named_in_one_line(package):
         result = run_without(package, *arguments)
         assert result.returncode == 2 and result.stdout == ""
         assert len(result.stderr.splitlines()) == 1 and f"needs {package}," in result.stderr
+
+
+def test_where_pip_may_not_install_the_lines_that_do_are_said(tmp_path):
+    """Debian's own Python refuses pip, but in a virtual environment."""
+    (tmp_path / "EXTERNALLY-MANAGED").touch()
+    system = f"import sysconfig; sysconfig.get_path = lambda *_: {str(tmp_path)!r}; sys.prefix = sys.base_prefix"
+    result = run_without("httpx", "status", before=system)
+    assert "apt install python3-httpx python3-rich" in result.stderr
+    assert "-m venv .venv && .venv/bin/pip install httpx rich" in result.stderr
 
 
 @pytest.mark.parametrize("package", ["httpx", "rich"])
