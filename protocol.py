@@ -473,7 +473,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self.in_head = True
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers.append((name.lower(), value))
+        self.headers.append((name.lower(), value.rstrip(b" \t")))  # the parser takes off blanks before it alone
 
     def on_headers_complete(self) -> None:
         """The time of the body begins. Closes a connection on which too many requests wait for their answers."""

@@ -655,3 +655,13 @@ def test_a_body_of_somebody_unknown_is_short_however_it_is_packed(site: Site, pa
     answer = site.guest.post(path, content=body, headers={"Content-Encoding": "gzip"})
     assert len(body) < 1000 and answer.status_code == 413
     assert answer.json()["field"] == "body"
+
+
+@pytest.mark.parametrize("blanks", [" ", "\t", "  \t "])
+def test_blanks_after_a_header_are_no_part_of_it(site: Site, blanks: str) -> None:
+    """RFC 9110, 5.5. They come from a line that was pasted, at calls that need ASGI and at those that need none."""
+    project = site.admin.create_project()
+    worker = site.create_worker(project)
+    me = (f"X-Worker-ID: {worker.id}{blanks}", f"X-Secret: {worker.secret}{blanks}")
+    for path in f"/task/get/{project}", f"/project/secret/{project}":
+        assert b" 200 OK" in exchange(site, get(path, *me))
