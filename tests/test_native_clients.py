@@ -181,6 +181,23 @@ def test_repeated_slashes_are_one_below_a_root_path(make_site: Callable[..., Sit
     assert site.guest.get(f"{site.url}//worker/stats").status_code == 200
 
 
+ENDED = ["/worker/stats/", "/api/project/list/", "//worker/stats//", "/project/list/?x=1"]
+
+
+@pytest.mark.parametrize("path", ENDED)
+def test_a_path_that_ends_in_a_slash_is_the_one_without(site: Site, path: str) -> None:
+    """The documented server leads there by a redirect, which its clients follow."""
+    assert site.guest.get(site.url + path).json()["ok"]
+
+
+def test_a_submit_and_a_poll_may_end_in_a_slash(site: Site) -> None:
+    project = site.admin.create_project()
+    worker = site.create_worker(project)
+    assert worker.http.post("/task/submit/", json={"project": project, "recipe": "r"}).json()["ok"]
+    assert worker.http.get(f"/task/get/{project}/").json()["content"]["task"]["recipe"] == "r"
+    assert worker.http.put("/task/submit/").headers["allow"] == "OPTIONS, POST"
+
+
 # ── Polls ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
