@@ -157,10 +157,24 @@ def decode(body: bytes, kind: Any) -> Any:
     except RecursionError:
         raise TrackerError("invalid", "nested too deeply", "body") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise TrackerError("invalid", f"not valid JSON: {error}", "body") from None
+        raise TrackerError("invalid", unreadable(body, error), "body") from None
     if b"\\u0000" in body:
         refuse_nul(value)
     return value
+
+
+A_FORM = re.compile(rb"--|[\w.%+\[\]-]{1,100}=")  # what `curl -F` or `-d a=b` sends, and a library that is given fields
+
+
+def unreadable(body: bytes, error: Exception) -> str:
+    """What is said of a body that is no JSON: what it is instead, where that can be told; else where it is broken."""
+    if not body.strip():
+        return "not valid JSON: it is empty"
+    if b"\0" in body[:4]:
+        return "not valid JSON: it is UTF-16 or the like, and must be UTF-8"
+    if A_FORM.match(body):
+        return "not valid JSON: it looks like a form, and must be a JSON object"
+    return f"not valid JSON: {error}"
 
 
 def with_whole_numbers(body: bytes) -> bytes:

@@ -50,6 +50,7 @@ BEGINNINGS = {
     b"\xd0\xcf\x11\xe0\xa1\xb1": "a document of an old office suite",
 }
 BZIP2 = re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)")
+MULTIPART = re.compile(rb"--[^\r\n]{1,200}\r?\ncontent-(disposition|type):", re.IGNORECASE)
 
 
 def numbered_lines(source: BinaryIO, most: int, first: int = 1) -> Iterator[tuple[int, bytes | None]]:
@@ -133,6 +134,8 @@ def name_of(head: bytes) -> str | None:
             return name
     if BZIP2.match(head):
         return "bzip2"
+    if MULTIPART.match(head):
+        return "a form with files (`curl -F`; `curl --data-binary @FILE` sends the file itself)"
     zeros = [head[place::4].count(0) for place in range(4)]
     if sum(zeros) < 2:  # one is a slip, in one line
         return None

@@ -96,7 +96,7 @@ def read_json(body: bytes) -> dict[str, Any]:
     try:
         members = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise TrackerError("invalid", f"not valid JSON: {error}", "body") from None
+        raise TrackerError("invalid", unreadable(body, error), "body") from None
     if not isinstance(members, dict):
         raise TrackerError("invalid", "must be a JSON object", "body")
     key = members.pop("API_Key", None) or members.get("key")

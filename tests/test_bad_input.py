@@ -791,6 +791,22 @@ def test_a_body_that_ends_too_early_is_refused_wherever_it_ends(house: House) ->
     refuse()
 
 
+WHAT_IT_IS = {
+    "it is empty": ["", " \r\n"],
+    "it looks like a form": ["project=1&recipe=x", "task_arguments%5B%5D=a", "--b\r\nContent-Disposition: form-data"],
+    "it is UTF-16 or the like, and must be UTF-8": ['{"project": 1}'.encode(one) for one in ("utf-16", "utf-16-le")],
+}
+
+
+@pytest.mark.parametrize("problem", WHAT_IT_IS)
+def test_a_body_that_is_no_json_is_called_what_it_is(site: Site, problem: str) -> None:
+    """Libraries that are given fields, and shells that write UTF-16, send such; "invalid character" helps nobody."""
+    for body in WHAT_IT_IS[problem]:
+        answer = site.guest.post("/worker/create", content=body)
+        assert answer.status_code == 400
+        assert answer.json()["message"].startswith(f"body: not valid JSON: {problem}")
+
+
 def test_no_body_whatsoever_makes_an_endpoint_fail_or_do_half_of_it(house: House) -> None:
     bodies = st.binary(max_size=100) | JSON.map(json.dumps).map(str.encode)
 

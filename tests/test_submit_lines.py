@@ -267,6 +267,7 @@ NO_TEXT = {
     "zstd": (b"\x28\xb5\x2f\xfd" + 20 * b"x", "zstd"),
     "pdf": (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n", "a PDF"),
     "png": (b"\x89PNG\r\n\x1a\n", "a PNG picture"),
+    "multipart": (b'--b1\r\nContent-Disposition: form-data; name="f"; filename="u"\r\n\r\na\n\r\n--b1--\r\n', "a form"),
     "tar": (tarred(), "a binary file (it has NUL characters)"),
     "packed xz": (gzip.compress(packed(lzma)), "xz"),
     "packed twice": (gzip.compress(packed(gzip)), "gzip"),

@@ -278,7 +278,7 @@ def loose_json(body: bytes) -> Any:
     try:
         return plumbing.forgiving_json(body)
     except (ValueError, RecursionError) as error:
-        raise TrackerError("invalid", f"not valid JSON: {error}", "body") from None
+        raise TrackerError("invalid", errors.unreadable(body, error), "body") from None
 
 
 def converted(value: Any, kind: Any, name: str = "", where: Literal["json", "query"] = "json") -> Any:
