@@ -33,6 +33,7 @@ from space import Space
 from turns import Turns
 from wal import Gate, TimeLimit, WalKeeper, too_long
 from writer import (
+    NOT_STARTED,
     Committed,
     Committer,
     ThreadedConnection,
@@ -225,6 +226,7 @@ class Database:
         self.path = self._guard.path
         self.turns, self.meter = Turns(), Meter()
         self._queue = WriteQueue(announce, self.turns)
+        self._gate: Gate | None = None
 
     async def open(self) -> None:
         """Takes the lock, creates or upgrades the file, starts the threads. Refuses what it cannot use."""
@@ -350,6 +352,8 @@ class Database:
 
         Refused (503) after READ_TIME: it must not keep the WAL from being checkpointed for ever.
         """
+        if self._gate is None:
+            raise TrackerError("unavailable", NOT_STARTED)
         await self._gate.enter()
         reader, limit = next(self._readers)
         try:

@@ -412,6 +412,9 @@ class Committer:
 # The queue, and what its callers are told
 
 
+NOT_STARTED = "The tracker has not been started: whatever serves its application must run the lifespan, too"
+
+
 class WriteQueue:
     """Calls that wait to be committed, in batches, by a task of their own; each caller is told the outcome of its call.
 
@@ -431,11 +434,11 @@ class WriteQueue:
         self.in_hand: list[Write] = []
         self.short_time = 0.0  # seconds that the last batch of short calls took
         self.wanted = asyncio.Event()
-        self.closed = True  # until begin
+        self.closed, self.refusal = True, NOT_STARTED  # until begin
 
     def begin(self, commit: Callable[[list[Write], bool], Awaitable[Committed]]) -> None:
         """Takes in calls from now on."""
-        self.commit, self.closed = commit, False
+        self.commit, self.closed, self.refusal = commit, False, "The tracker is stopping"
         self.failed = asyncio.get_running_loop().create_future()
         self.task = asyncio.create_task(self.write_batches())
         self.task.add_done_callback(self.task_ended)
@@ -443,7 +446,7 @@ class WriteQueue:
     def put(self, told: Told, function: Callable, args: tuple, long: bool = False, first: bool = False) -> None:
         """Queues a call. One that goes `first` does so before others that are not, and before what is no call."""
         if self.closed:
-            raise TrackerError("unavailable", "The tracker is stopping")
+            raise TrackerError("unavailable", self.refusal)
         if first:
             self.turns.urgent = True
         (self.first if first else self.long if long else self.short).append(Write(told, function, args, first))
@@ -452,7 +455,7 @@ class WriteQueue:
     def put_outside(self, told: Told, function: Callable) -> None:
         """Queues a call of one that runs outside of any transaction (see wal.py): before the other long ones."""
         if self.closed:
-            raise TrackerError("unavailable", "The tracker is stopping")
+            raise TrackerError("unavailable", self.refusal)
         self.long.insert(0, Write(told, function, ()))
         self.wanted.set()
 

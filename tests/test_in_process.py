@@ -72,6 +72,24 @@ def test_create_app_gives_an_application_for_any_asgi_server(tmp_path: Path) -> 
     assert asyncio.run(visit())["content"]["worker"]["alias"] == "asgi"
 
 
+def test_an_application_whose_lifespan_nobody_runs_says_so_at_every_call(tmp_path: Path) -> None:
+    """As of one that is mounted in another application, which runs no lifespan but its own."""
+    import asyncio
+
+    app = tracker.create_app(tracker.Settings(database=str(tmp_path / "x.db"), log_file=""))
+
+    async def visit() -> list[httpx.Response]:
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://tracker") as client:
+            reads = [
+                await client.get(path) for path in ("/project/list", "/ui/", "/api/jobs/status?token=x", "/health")
+            ]
+            return [*reads, await client.post("/worker/create", json={"alias": "asgi"})]
+
+    for answer in asyncio.run(visit()):
+        assert answer.status_code == 503 and "The tracker has not been started" in answer.text
+
+
 def test_it_works_below_a_path_prefix(tmp_path: Path) -> None:
     """The proxy strips the prefix; the cookie must be bound to it, and every call still found."""
     settings = tracker.Settings(database=str(tmp_path / "x.db"), log_file="", root_path="/queue")
