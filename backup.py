@@ -184,8 +184,7 @@ def copy_database(source: Path, settings: Settings, part: Path, progress: Progre
         contextlib.closing(connect(source, settings, readonly=True)) as connection,
         contextlib.closing(sqlite3.connect(part, isolation_level=None)) as copy,
     ):
-        if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
-            raise refusal(source, "this is another program's database")
+        check_owner(connection, source)
         page = connection.execute("PRAGMA page_size").fetchone()[0]
         connection.execute("BEGIN")
         connection.execute("SELECT 1 FROM sqlite_schema").fetchone()
@@ -219,7 +218,7 @@ def check_copy(part: Path, source: Path) -> tuple[int, list[tuple[str, int]]]:
 
 
 def check_owner(connection: sqlite3.Connection, source: Path) -> None:
-    """Refuses another program's database."""
+    """Refuses another program's database, and a file in which nothing is yet."""
     if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
         raise refusal(source, "this is no database of a tracker")
 

@@ -254,7 +254,9 @@ def test_what_cannot_be_backed_up_is_said_in_a_line(filled: Path, tmp_path: Path
     other = tmp_path / "other.db"
     with contextlib.closing(sqlite3.connect(other)) as connection:
         connection.execute("CREATE TABLE x (y)")
-    refused("another program", back_up, other, tmp_path / "copy.db")
+    refused("no database of a tracker", back_up, other, tmp_path / "copy.db")
+    (tmp_path / "empty.db").touch()  # as a first start leaves it that failed
+    refused("no database of a tracker", back_up, tmp_path / "empty.db", tmp_path / "copy.db")
     with backup.alone(tmp_path / "copy.db"):
         refused("another backup", back_up, filled, tmp_path / "copy.db")
 
