@@ -249,7 +249,7 @@ def check_kind(caller: Caller, role: str) -> None:
     """Refuses a caller of another kind: LOGIN, ADMIN or WORKER is needed."""
     if role == WORKER:
         if caller.worker is None:
-            raise TrackerError("unauthorized", "Headers X-Worker-ID and X-Secret are required")
+            raise TrackerError("unauthorized", "Headers X-Worker-ID (the worker's number) and X-Secret are required")
     elif role == ADMIN:
         check_admin(caller)
     else:

@@ -4285,7 +4285,7 @@ class Call(Incoming):
             elif key == b"x-secret":
                 secret = value
         if worker is None or secret is None or not worker.isdigit() or len(worker) > 18:
-            raise TrackerError("unauthorized", "Headers X-Worker-ID and X-Secret are required")
+            raise TrackerError("unauthorized", "Headers X-Worker-ID (the worker's number) and X-Secret are required")
         return WorkerCredentials(int(worker), secret, None, self.source)
 
     @property

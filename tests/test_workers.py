@@ -81,6 +81,12 @@ def statuses_of_worker_calls(site: Site, headers: dict[str, str]) -> set[int]:
     return {answer.status_code for answer in answers}
 
 
+@pytest.mark.parametrize("name", ["some alias", "1.0", ""])
+def test_who_gives_no_number_as_a_workers_is_told_that_it_is_one(site: Site, name: str) -> None:
+    answer = site.guest.get("/task/get/1", headers={"X-Worker-ID": name, "X-Secret": "x"})
+    assert answer.status_code == 401 and "X-Worker-ID (the worker's number)" in answer.json()["message"]
+
+
 def test_without_credentials_every_call_for_workers_is_401(site: Site) -> None:
     site.admin.create_project(public=True)
     assert statuses_of_worker_calls(site, {}) == {401}
