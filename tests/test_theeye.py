@@ -1769,10 +1769,10 @@ def test_nothing_that_is_sent_is_an_internal_error(place: Place):
 
 
 def test_ten_clients_trigger_and_poll_at_once(place: Place):
-    task, agent = place.make_task(task_arguments=[definition()]), place.agent()
+    task, agent, token = place.make_task(task_arguments=[definition()]), place.agent(), place.token
 
     def use(number: int) -> tuple[str, str, str | None]:
-        with place.client(place.token) as http:
+        with place.client(token) as http:  # from Python 3.12 on a property is made by each of several threads at once
             job = http.post("/job", json={"task": task["id"], "task_arguments": [number]}).json()
             wait_until(lambda: http.get(f"/job/{job['id']}/lifecycle").json() == "finished")
             shown = http.get(f"/job/{job['id']}").json()
