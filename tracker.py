@@ -5571,7 +5571,7 @@ class App(Starlette):
 
     def find(self, scope: dict) -> tuple[dict[str, Endpoint], dict[str, str]] | None:
         """The endpoints of a native path by their methods, and the ids in it."""
-        head, ids = scope["path"].rstrip("/"), []  # the documented server leads a call that ends in a slash here, too
+        head, ids = scope["path"].rstrip("/"), []  # as some write all their URLs
         if root_path := scope.get("root_path"):
             head = path_below(head, root_path)
         if head.startswith("/api/"):

@@ -186,7 +186,7 @@ ENDED = ["/worker/stats/", "/api/project/list/", "//worker/stats//", "/project/l
 
 @pytest.mark.parametrize("path", ENDED)
 def test_a_path_that_ends_in_a_slash_is_the_one_without(site: Site, path: str) -> None:
-    """The documented server leads there by a redirect, which its clients follow."""
+    """Some write all their URLs so, and a redirect would lose what they send."""
     assert site.guest.get(site.url + path).json()["ok"]
 
 
