@@ -181,6 +181,15 @@ def together(plain: Callable[[Tx, list[tuple]], list]) -> Callable[[Callable], C
 class HalfDone(Exception):
     """A call has failed after it had changed something, which nothing but the end of the transaction can undo."""
 
+    def __init__(self, kind: Any = None):
+        self.kind = kind
+
+
+def kind_of(call: Write) -> Any:
+    """What calls have in common that do the same for different callers: the code of what is called for somebody."""
+    function = next(filter(callable, call.args), call.function)
+    return getattr(function, "__code__", function)
+
 
 def run_plainly(tx: Tx, connection: sqlite3.Connection, call: Write) -> Outcome:
     """Runs a call that will succeed, or fail before it has changed (and counted) anything. HalfDone if not so."""
@@ -190,7 +199,7 @@ def run_plainly(tx: Tx, connection: sqlite3.Connection, call: Write) -> Outcome:
     except Exception as error:
         outcome = failed(tx, connection, error, announced)
         if connection.total_changes != changes:
-            raise HalfDone from None
+            raise HalfDone(kind_of(call)) from None
         return outcome
 
 
@@ -207,6 +216,7 @@ def run_together(tx: Tx, connection: sqlite3.Connection, plain: Callable, calls:
 
 def run_isolated(tx: Tx, connection: sqlite3.Connection, call: Write) -> Outcome:
     """Runs a call of which nothing remains if it fails. The savepoint costs as much as two statements."""
+    tx.counts.write(tx)  # those of the calls before it, which stay
     announced = len(tx.ready)
     connection.execute("SAVEPOINT call")
     try:
@@ -283,6 +293,7 @@ class Committer:
     OTHERS_TIME = 0.001  # the same for a batch of calls that do not go first, while such come
     STILL_COME = 0.1  # seconds after which no other is expected
     FEWEST_TOGETHER = 3  # calls: fewer are quicker one by one
+    CAREFUL = 60.0  # seconds for which calls have savepoints of which one has failed half way
     LOCK_PATIENCE = 5.0  # seconds to wait for another program that holds the file (somebody's sqlite3 shell)
 
     def __init__(
@@ -298,6 +309,7 @@ class Committer:
         self.writer, self.clock, self.settings, self.turn = writer, clock, settings, turn
         self.limits = limits or Limits(settings, clock.uptime)
         self.connection = writer.connection
+        self.half_done: dict[Any, float] = {}  # kinds of calls of which one has failed half way: until when it counts
         self.first_came = -math.inf
         self.after_commit: Callable[[], None] = lambda: None
         self.uptime_saved = math.inf  # until it has been loaded
@@ -346,10 +358,17 @@ class Committer:
         return Committed([(call, outcome)], [], [])
 
     def run_batch(self, batch: list[Write]) -> Committed:
-        """Runs a batch in a transaction. Savepoints are for the rare one in which a call fails after it has written."""
+        """Runs a batch in a transaction. Savepoints are for the rare one in which a call fails after it has written.
+
+        Others of its kind have one from the start for a while: whoever makes them fail has a batch run twice but once.
+        """
         try:
             return self.run_in_turn(batch, run_plainly)
-        except HalfDone:
+        except HalfDone as half:
+            now = time.monotonic()
+            self.half_done = {kind: ends for kind, ends in self.half_done.items() if ends > now}
+            if half.kind is not None:
+                self.half_done[half.kind] = now + self.CAREFUL
             self.connection.execute("ROLLBACK")
             self.limits.give_back()
             return self.run_in_turn(batch, run_isolated)
@@ -395,7 +414,8 @@ class Committer:
                     break
                 if tx.counts.many or not getattr(call.function, "reads_no_counts", False):
                     tx.counts.write(tx)
-                committed.done.append((call, run(tx, self.connection, call)))
+                careful = self.half_done and self.half_done.get(kind_of(call), 0.0) > time.monotonic()
+                committed.done.append((call, (run_isolated if careful else run)(tx, self.connection, call)))
 
     def note_passing(self, tx: Tx) -> None:
         """Stores what goes with every transaction: who was seen, and the uptime on which leases and limiters rest.

@@ -822,6 +822,40 @@ def test_a_bulk_submit_that_a_crash_has_interrupted_after_it_was_accepted_is_all
     assert dump(path)["bulk_piece"] == []
 
 
+# ── What fails half way ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_who_makes_calls_fail_half_way_has_others_run_again_once(path: Path) -> None:
+    """Whoever it is that is called for: a stranger needs no account to have a call refused after it has written."""
+    ran = []
+
+    def look(tx: Tx) -> None:
+        ran.append(len(ran))
+
+    async def main(database: tracker.Database) -> None:
+        for key in "abcd":
+            writes = (look,), (tracker.as_caller, lambda tx, caller: put_and_fail(tx, "no"), None), (put, key)
+            results = await outcomes(*[database.write(*write) for write in writes])
+            assert [getattr(result, "message", result) for result in results] == [None, "no", None]
+        assert were_put(database) == set("abcd")
+
+    run_with_database(path, main)
+    assert len(ran) == 4 + 1
+
+
+def test_what_failed_half_way_long_ago_is_trusted_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A savepoint costs two statements: a disk that was full once must not cost them for ever."""
+    monkeypatch.setattr("writer.Committer.CAREFUL", 0.0)
+    ran = []
+
+    async def main(database: tracker.Database) -> None:
+        for _ in range(3):
+            await outcomes(database.write(ran.append), database.write(put_and_fail, "no"))
+
+    run_with_database(path, main)
+    assert len(ran) == 3 * 2
+
+
 # ── Nothing is written before a refusal ───────────────────────────────────────────────────────────────────────────────
 
 

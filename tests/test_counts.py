@@ -121,7 +121,10 @@ def submit_and_fail(tx: Tx, *args: Any) -> None:
 
 @pytest.mark.parametrize("name", HOT)
 def test_what_is_undone_is_not_counted_and_what_is_done_beside_it_is(name: str) -> None:
-    """Each statement fails in turn, between calls that succeed, that fail at once, and that fail after a change."""
+    """Each statement fails in turn, between calls that succeed, that fail at once, and that fail after a change.
+
+    Half of the time it is known that those do, and they have savepoints among others without.
+    """
     place = FURNISHED.place
     function, args = OPERATIONS[name](place)
     done = [
@@ -136,6 +139,8 @@ def test_what_is_undone_is_not_counted_and_what_is_done_beside_it_is(name: str) 
     expected = alone.contents()
     for nth in itertools.count(1):
         batches, failing = FURNISHED.copy(), reads_no_counts(sabotaged(function, nth))
+        if nth % 2:
+            batches.commit(undone)
         outcomes = batches.commit(done[0], refused, done[1], (failing, args), undone, done[2])
         assert isinstance(outcomes[1], tracker.NoAccess)
         assert all(isinstance(outcome, Sabotage) for outcome in outcomes[3:5])

@@ -208,15 +208,14 @@ class Ask(tracker.Call):
 
     async def write(self, function: Callable[[Tx, clients.Client | None], Any], long: bool = False) -> Any:
         """What a function returns that writes, which is called with the client."""
+        return await self.tracker.db.write(self.admitted, function, long=long)
 
-        def admitted(tx: Tx) -> Any:
-            client = self.caller(tx)
-            done = function(tx, client)
-            if client is not None and client.stale:  # noted at last: a refusal that had written makes others run again
-                clients.note_use(tx, client.id)
-            return done
-
-        return await self.tracker.db.write(admitted, long=long)
+    def admitted(self, tx: Tx, function: Callable[[Tx, clients.Client | None], Any]) -> Any:
+        client = self.caller(tx)
+        done = function(tx, client)
+        if client is not None and client.stale:  # noted at last: a refusal that had written makes others run again
+            clients.note_use(tx, client.id)
+        return done
 
     async def admit(self) -> None:
         """Refuses who may not come in, whatever the body says."""
