@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import concurrent.futures
 import contextlib
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from conftest import Site, client
+from conftest import Site, client, wait_until
 from doors import House
 from place import Jobs, template_body
 from test_managers import throttle
@@ -538,3 +541,30 @@ def test_an_attempt_that_one_of_several_limits_refuses_has_written_nothing(
             continue
         refused.append(jobs.connection.total_changes - before)
     assert len(refused) > 30 and set(refused) == {0}
+
+
+def test_logins_that_wait_while_the_tracker_stops_are_told_so_and_are_no_faults(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Whether a thread looks at their passwords just now, or they wait for one."""
+    go_on = threading.Event()
+    monkeypatch.setattr(tracker, "password_matches", lambda *_: go_on.wait(60))
+    settings = tracker.Settings(database=str(tmp_path / "tracker.db"), shutdown_timeout=0.1)
+
+    def log_in(number: int) -> str:
+        headers = {"X-Forwarded-For": f"198.51.100.{number}"}
+        body = {"username": f"user{number}", "password": "password"}
+        return client(url).post("/login", json=body, headers=headers).json()["code"]
+
+    with concurrent.futures.ThreadPoolExecutor(6) as crowd:
+        with tracker.serving(settings) as url, contextlib.closing(sqlite3.connect(settings.database)) as look:
+            tried = [crowd.submit(log_in, number) for number in range(6)]
+            counted = "SELECT count(*) FROM login_failure WHERE source LIKE '%198.51.100.%'"
+            wait_until(lambda: look.execute(counted).fetchone() >= (6,))
+        go_on.set()
+        assert {one.result() for one in tried} == {"unavailable"}
+    logged = caplog.text + capsys.readouterr().err  # uvicorn writes for itself
+    assert "cut off" in logged and "Traceback" not in logged
