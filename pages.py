@@ -2401,7 +2401,10 @@ PAGES = [
 
 
 async def no_page(visit: Visit) -> Response:
-    """What is no page at all. 404."""
+    """What is no page at all. 404. One that ends in a slash, as some write addresses, is looked for without it."""
+    path, mark, query = visit.here.partition("?")
+    if path.endswith("/") and path.isascii() and path.isprintable():
+        return RedirectResponse(visit.url(path.rstrip("/")) + mark + query, 308)
     raise TrackerError("not_found", f"There is nothing at {visit.here}")
 
 

@@ -958,6 +958,25 @@ def test_nothing_escapes_the_path_prefix(make_site: Callable[..., Site]) -> None
     assert paused.answer.url.path == "/queue/ui/projects/1" and paused.notice.startswith("Paused")
     assert http.get("/", headers={"accept": "text/html"}).headers["location"] == "/queue/ui/"
     assert http.get("/ui").headers["location"] == "/queue/ui/"
+    assert http.get("/ui/projects/1/?text=a").headers["location"] == "/queue/ui/projects/1?text=a"
+
+
+@pytest.mark.parametrize(
+    ("path", "location"),
+    [
+        ("/ui/account/", "/ui/account"),
+        ("/ui//elsewhere.example//", "/ui/elsewhere.example"),
+        ("/ui/%2F%2Felsewhere.example/", "/ui/elsewhere.example"),
+        ("/ui/a%0D%0ASet-Cookie:x/", None),
+        ("/ui/%5Celsewhere.example/", "/ui/%5Celsewhere.example"),
+        ("/ui/nothing", None),
+    ],
+)
+def test_an_address_that_ends_in_a_slash_leads_to_the_one_without_and_nowhere_else(
+    site: Site, path: str, location: str | None
+) -> None:
+    answer = site.guest.get(path)
+    assert (answer.status_code, answer.headers.get("location")) == ((308, location) if location else (404, None))
 
 
 # ── Messages, and where an action leads to ────────────────────────────────────────────────────────────────────────────
