@@ -72,6 +72,15 @@ def written(status: int, common: bytes, headers: Headers, body: bytes, server_he
     return b"".join((STATUS_LINE[status], DATED.written, common, more, length, end, body))
 
 
+async def until_cut_off(cycle: RequestResponseCycle, app: Callable, *args: Any) -> None:
+    """Runs the application for a request. One that a stop has cut off has its answer, and is no fault in the log."""
+    try:
+        await app(*args)
+    except asyncio.CancelledError:
+        if not cycle.disconnected:
+            raise
+
+
 def speaks_old(cycle: RequestResponseCycle) -> None:
     """Makes uvicorn's cycle answer a client of HTTP/1.0, who knows neither chunks nor interim answers.
 
@@ -545,7 +554,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self.held = functools.partial(self._start_asgi_task, cycle, app)
         else:
             self.running = cycle
-            super()._start_asgi_task(cycle, app)
+            super()._start_asgi_task(cycle, functools.partial(until_cut_off, cycle, app))
 
     def on_body(self, body: bytes) -> None:
         self.unused = 0

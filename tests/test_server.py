@@ -168,6 +168,25 @@ def test_who_is_cut_off_by_the_stop_is_told_so_in_json(run: Callable[..., Runnin
     assert running.ended()
 
 
+class Endless(Running):
+    """Its application waits for what does not come."""
+
+    async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
+        self.begun.set()
+        await asyncio.Event().wait()
+
+
+def test_who_is_cut_off_by_the_stop_is_no_fault_in_the_log(capfd: pytest.CaptureFixture) -> None:
+    """Of a hundred logins that waited each had a traceback."""
+    running = Endless(shutdown_timeout=0.1)
+    with running.connect() as connection:
+        assert running.begun.wait(30)
+        running.server.stop()
+        assert b" 503 " in read_all(connection)
+    assert running.ended()
+    assert "Traceback" not in capfd.readouterr().err
+
+
 class Reading(Running):
     """Its application waits for more of a body."""
 
