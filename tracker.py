@@ -4015,7 +4015,7 @@ class Tracker:
         self._tasks: set[asyncio.Task] = set()
         self._operations: set[asyncio.Task[int]] = set()
         self._hour = int(self.clock.time()) // 3600
-        self.is_stopping = self._stopped = False
+        self._stopping = self._stopped = False
 
     async def start(self) -> None:
         """Opens the database, finishes what a crash has interrupted, starts the background work."""
@@ -4060,7 +4060,7 @@ class Tracker:
 
     def begin_stop(self) -> None:
         """Nobody waits for a task any longer, and long operations end after the piece in hand: requests can finish."""
-        self.is_stopping = True
+        self._stopping = True
         self.waiters.close()
 
     async def stop(self) -> None:
@@ -4155,7 +4155,7 @@ class Tracker:
     async def _carry_out(self, operation: int, answered: bool) -> int:
         pauses = retry_pauses()
         with contextlib.closing(Warming(self.db, operation, first_piece, warm_pieces)) as warming:
-            while not (self._stopped if answered else self.is_stopping):
+            while not (self._stopped if answered else self._stopping):
                 try:
                     last = await warming.last()
                     if (affected := await self.db.write(step_operation, operation, last, long=True)) is not None:
@@ -5544,14 +5544,6 @@ class App(Starlette):
         return functools.partial(HotCall, hot, {}, query) if hot and not hot.name else None
 
     async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
-        try:
-            await self.call(scope, receive, send)
-        except asyncio.CancelledError:
-            if not self.state.tracker.is_stopping:
-                raise
-            # Else who waited has been told so (GuardedProtocol.cut_off), and to uvicorn it would be a fault to log.
-
-    async def call(self, scope: dict, receive: Callable, send: Callable) -> None:
         if "//" in scope.get("path", ""):  # of a client whose base URL ends in a slash
             scope["path"] = re.sub("/{2,}", "/", scope["path"])
         if scope["type"] == "http" and (found := self.find(scope)):
