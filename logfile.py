@@ -5,6 +5,7 @@ Nothing here knows a task or the database, which keeps those of some levels.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import logging.handlers
 import os
@@ -53,6 +54,11 @@ class PrivateFileHandler(logging.handlers.RotatingFileHandler):
         if not isinstance(error := sys.exc_info()[1], OSError):
             return super().handleError(record)
         raise error
+
+    def close(self) -> None:
+        """Closes the file. Lines that it could not take were refused: that they still cannot be written is no news."""
+        with contextlib.suppress(OSError):
+            super().close()
 
 
 def open_log_file(settings: Settings) -> logging.Logger:

@@ -24,6 +24,7 @@ from test_command_line import refusal, started
 
 import database
 import faults
+import logfile
 import pages
 import tracker
 from connections import Seldom
@@ -181,6 +182,16 @@ def full_log(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
 
     monkeypatch.setattr(logging.handlers.RotatingFileHandler, "shouldRollover", emit)
     yield Worker(site.url)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no file that is full")
+def test_a_tracker_stops_in_order_whose_log_file_is_on_a_full_disk(tmp_path: Path) -> None:
+    log = logfile.open_log_file(tracker.Settings(database=str(tmp_path / "tracker.db")))
+    (handler,) = log.handlers
+    handler.setStream(open("/dev/full", "w", encoding="utf-8"))  # noqa: SIM115
+    with pytest.raises(OSError, match="No space"):
+        log.info("a line")
+    handler.close()
 
 
 @pytest.mark.parametrize(("level", "status"), [("info", 204), ("debug", 503), ("trace", 503)])
