@@ -14,6 +14,7 @@ are answers like others; proxies, cookies and connections of earlier events do n
 from __future__ import annotations
 
 import asyncio
+import errno
 import functools
 import ipaddress
 import os
@@ -244,9 +245,16 @@ def is_public(address: Address) -> bool:
 def is_own(address: Address) -> bool:
     """Whether this is an address of the machine that the tracker runs on.
 
-    A public one would pass by the machine's firewall, as connections of a machine to itself do.
+    A public one would pass by the machine's firewall, as connections of a machine to itself do. Raises Unreachable
+    where that cannot be told.
     """
-    with socket.socket(socket.AF_INET if address.version == 4 else socket.AF_INET6, socket.SOCK_DGRAM) as probe:
+    try:
+        probe = socket.socket(socket.AF_INET if address.version == 4 else socket.AF_INET6, socket.SOCK_DGRAM)
+    except OSError as error:
+        if error.errno == errno.EAFNOSUPPORT:  # it has no IPv6
+            return False
+        raise Unreachable(f"The tracker's machine can reach nobody now: {os.strerror(error.errno)}") from error
+    with probe:
         probe.setblocking(False)
         try:
             probe.connect((str(address), 9))  # sends nothing: it asks the system for the route

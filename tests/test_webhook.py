@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import ipaddress
 import os
 import socket
@@ -429,6 +430,26 @@ def test_a_redirect_is_an_answer_and_nobody_follows_it(run: Run, status: int) ->
 def test_the_tracker_knows_its_own_machine() -> None:
     assert webhooks.is_own(ipaddress.ip_address("127.0.0.1"))
     assert not webhooks.is_own(ipaddress.ip_address(PUBLIC))
+
+
+@pytest.mark.parametrize("number", [errno.EAFNOSUPPORT, errno.EMFILE])
+def test_a_machine_that_lacks_a_socket_for_an_address_reaches_nobody_there_and_says_so(
+    run: Run, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def lack(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    class Backend(httpcore.AsyncNetworkBackend):
+        async def connect_tcp(self, *args: Any, **options: Any) -> Any:
+            raise httpcore.ConnectError(os.strerror(number))
+
+    async def send() -> None:
+        with monkeypatch.context() as without:
+            without.setattr(webhooks.socket, "socket", lack)
+            with pytest.raises(Unreachable, match=os.strerror(number)):
+                await put(f"http://[{PUBLIC_6}]/", b"{}", resolve=Names([PUBLIC_6]), backend=Backend())
+
+    run(send())
 
 
 def test_a_public_address_of_the_trackers_own_machine_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
