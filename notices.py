@@ -28,6 +28,7 @@ import webhooks
 from callers import EDIT, Caller, needs
 from counts import COUNTED
 from errors import TrackerError, given_fields, shaped
+from faults import fault
 from meter import Meter
 from pauses import paused_workers
 from writer import Tx
@@ -359,6 +360,7 @@ class Notices:
     def __init__(self, db: Any):
         self.db, self.settings = db, db.settings
         self._tested: dict[int, float] = {}  # when a project's hook was tried
+        self._unnoted: list[tuple[Notice, str]] = []  # what was sent, and came of it, and is not stored yet
 
     async def look(self) -> None:
         """Stores notices of what has begun to be so, and sends those that are due."""
@@ -370,14 +372,33 @@ class Notices:
             await self.send_due()
 
     async def send_due(self) -> None:
-        """Sends what is due, some at a time, as long as that is not for long: then comes the next look."""
+        """Sends what is due, some at a time, as long as that is not for long: then comes the next look.
+
+        What cannot be noted now is noted before anything else is sent: else it would be sent again at each look.
+        """
+        while self._unnoted:
+            await self.note(*self._unnoted[-1])
+            self._unnoted.pop()
         ends = time.monotonic() + TIMEOUT
-        while time.monotonic() < ends and (due := await self.db.read(due_notices, SENDERS)):
-            problems = await asyncio.gather(*map(self.send, due))
-            for notice, problem in zip(due, problems, strict=True):
-                await self.db.write(note_sent, notice, problem)
-                if problem and notice.attempts >= len(PAUSES):
-                    log.warning("A notice of project %d was never taken: %s", notice.project, problem)
+        while not self._unnoted and time.monotonic() < ends and (due := await self.db.read(due_notices, SENDERS)):
+            await asyncio.gather(*map(self.deliver, due))
+
+    async def deliver(self, notice: Notice) -> None:
+        """Sends a notice, and notes what came of it as soon as that is known: others may take long."""
+        try:
+            problem = await self.send(notice)
+        except Exception as error:  # of one project, which is to hold up no other one
+            problem = fault(error, "A notice").message
+        try:
+            await self.note(notice, problem)
+        except TrackerError:  # the disk is full, say
+            self._unnoted.append((notice, problem))
+
+    async def note(self, notice: Notice, problem: str) -> None:
+        """Stores whether it was taken."""
+        await self.db.write(note_sent, notice, problem)
+        if problem and notice.attempts >= len(PAUSES):
+            log.warning("A notice of project %d was never taken: %s", notice.project, problem)
 
     async def send(self, notice: Notice) -> str:
         """Sends a notice. Why nobody has taken it, in words for its project's managers; empty: somebody has."""

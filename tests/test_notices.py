@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.server
 import json
@@ -20,6 +21,7 @@ import meter
 import notices
 import shapes
 import tracker
+import webhooks
 from errors import TrackerError
 from tracker import FAIL
 
@@ -292,6 +294,72 @@ def test_what_is_not_taken_is_sent_again_with_the_same_id_also_after_a_restart(
         wait_until(lambda: receiver.got)
     ids = {json.loads(body)["id"] for _, body in receiver.got}
     assert len(ids) == 1
+
+
+def finish(site: Site, url: str) -> int:
+    """Has a project finish, of which is told at the URL."""
+    project = site.admin.create_project()
+    worker = site.create_worker(project)
+    hook(site, project, url)
+    worker.submit(project)
+    looked(site, project)
+    worker.released(worker.assigned(project)["id"])
+    return project
+
+
+@pytest.mark.parametrize("status", [200, 500])
+def test_what_was_sent_while_the_disk_was_full_is_not_sent_again_and_again(
+    told: Site, receiver: Receiver, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    tried: list[str] = []
+
+    def refuse(tx: tracker.Tx, notice: notices.Notice, problem: str) -> None:
+        tried.append(problem)
+        raise TrackerError("unavailable", "The database cannot be written to")
+
+    receiver.status = status
+    with monkeypatch.context() as full:
+        full.setattr(notices, "note_sent", refuse)
+        finish(told, receiver.url)
+        wait_until(lambda: len(tried) > 5)
+    wait_until(lambda: told.read("SELECT 1 FROM notice_hook WHERE sent IS NOT NULL OR problem <> ''"))
+    assert receiver.events() == ["finished"] and len(set(tried)) == 1
+
+
+def test_a_fault_at_one_projects_notice_holds_up_no_other_one(
+    told: Site, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send = webhooks.send
+
+    async def fail(url: str, *args: Any, **options: Any) -> webhooks.Answer:
+        if "broken" in url:
+            raise ValueError("nobody has foreseen this")
+        return await send(url, *args, **options)
+
+    monkeypatch.setattr(webhooks, "send", fail)
+    broken = finish(told, "http://broken.example.org/")
+    finish(told, receiver.url)
+    wait_until(lambda: told.read("SELECT 1 FROM notice_hook WHERE sent IS NOT NULL"))
+    problem = "SELECT problem FROM notice_hook WHERE project = ?"
+    assert wait_until(lambda: told.read(problem, broken)[0][0]) == "Internal error"
+    assert receiver.events() == ["finished"]
+
+
+def test_what_was_taken_is_known_while_another_receiver_takes_its_time(
+    told: Site, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send = webhooks.send
+
+    async def never(url: str, *args: Any, **options: Any) -> webhooks.Answer:
+        return await (asyncio.Event().wait() if "slow" in url else send(url, *args, **options))
+
+    monkeypatch.setattr(webhooks, "send", never)
+    with monkeypatch.context() as still:
+        still.setattr(notices, "due_notices", lambda tx, most: [])
+        finish(told, "http://slow.example.org/")
+        finish(told, receiver.url)
+        wait_until(lambda: len(told.read("SELECT 1 FROM notice")) == 2)
+    wait_until(lambda: told.read("SELECT 1 FROM notice_hook WHERE sent IS NOT NULL"))
 
 
 def test_pauses_grow_and_a_notice_is_forgotten_in_the_end() -> None:
