@@ -34,18 +34,16 @@ def check_signed(signatures: dict[str, str]) -> None:
         raise TrackerError("forbidden", NOT_SIGNED)
 
 
-def signed_by(keys: Keys, seen: bool, push: PushBody, body: bytes, signatures: dict[str, str]) -> Keys:
-    """The projects whose secret signed the body. Nothing of it is believed before. Needs no transaction, but time.
+def check_known(signed: Keys, seen: bool, push: PushBody) -> None:
+    """Refuses a push that no project's key has signed. Nothing of it is believed before.
 
-    `signatures` are the request's headers of SIGNATURE_HEADERS.
+    Whoever has not its key learns nothing of a hidden project.
     """
-    signed = {project: key for project, key in keys.items() if signed_with(key, body, signatures)}
-    if not signed and not seen:  # whoever has not its key learns nothing of a hidden one
-        problem = f"no project has the git_repo {push.repository.full_name!r}"
-        raise TrackerError("invalid", problem, "repository.full_name")
-    if not signed:
+    if signed:
+        return
+    if seen:
         raise TrackerError("forbidden", NOT_SIGNED)
-    return signed
+    raise TrackerError("invalid", f"no project has the git_repo {push.repository.full_name!r}", "repository.full_name")
 
 
 def receive_push(tx: Any, push: PushBody, body: bytes, signed: Keys) -> Push:
@@ -78,12 +76,17 @@ def is_new(tx: Any, project: int, digest: bytes) -> bool:
 
 
 def signed_with(key: str, body: bytes, signatures: dict[str, str]) -> bool:
-    """Whether one of the signatures is the HMAC of the raw body under this key. Under an empty one none is."""
+    """Whether one of the signatures is the HMAC of the raw body under this key. Under an empty one none is.
+
+    `signatures` are the request's headers of SIGNATURE_HEADERS. Takes a moment for a large body.
+    """
     if not key:
         return False
-    for header, algorithm in SIGNATURE_HEADERS.items():
-        given = signatures.get(header, "").removeprefix(f"{algorithm}=").lower()
-        expected = hmac.new(key.encode(), body, algorithm).hexdigest() if given else "none"
-        if hmac.compare_digest(expected.encode(), given.encode()):
+    given = {name: text for name, text in signatures.items() if text}
+    expected = {one: hmac.new(key.encode(), body, one).hexdigest() for one in {*map(SIGNATURE_HEADERS.get, given)}}
+    for header, text in given.items():
+        algorithm = SIGNATURE_HEADERS[header]
+        signature = text.removeprefix(f"{algorithm}=").lower()
+        if hmac.compare_digest(expected[algorithm].encode(), signature.encode()):
             return True
     return False

@@ -449,10 +449,12 @@ class Aside:
 
     async def decoded(self, source: str, body: bytes, decode: Callable, *args: Any) -> Any:
         """What the function makes of a body that comes from this address. A small one does not wait."""
-        if len(body) <= LARGE:
-            return decode(body, *args)
+        return decode(body, *args) if len(body) <= LARGE else await self.done(source, decode, body, *args)
+
+    async def done(self, source: str, function: Callable, *args: Any) -> Any:
+        """What the function returns, which is called for somebody at this address."""
         async with self.queue.turn(FairQueue.OTHER, site_of(source)):
-            return await asyncio.get_running_loop().run_in_executor(self.pool, decode, body, *args)
+            return await asyncio.get_running_loop().run_in_executor(self.pool, function, *args)
 
     def close(self) -> None:
         """Does nothing more."""

@@ -147,7 +147,7 @@ from counts import COUNTED, reads_no_counts
 from database import NOTE_SET_BACK, Clock, Database, let_age, load_meta, set_back
 from errors import STATUS, MethodNotAllowed, TrackerError, as_raw, decode, encode, given_fields, shaped
 from faults import fault
-from githook import SIGNATURE_HEADERS, check_signed, keys_for, receive_push, signed_by
+from githook import SIGNATURE_HEADERS, check_known, check_signed, keys_for, receive_push, signed_with
 from joblog import add_job_line, add_job_lines, job_log, tell_what_was_dropped, what_drops
 from limits import Limit
 from lines import MOST_REPORTED, LineTask, Upload, array_parts, tasks_of
@@ -4805,7 +4805,10 @@ async def bulk_submit(call: Call) -> Reply:
 async def store_bulk(call: Call, credentials: WorkerCredentials, body: bytes) -> Reply:
     """Small ones in one transaction; large ones in pieces that count, all of them, from one commit on."""
     tracker = call.tracker
-    bulk = await asyncio.to_thread(read_bulk, body, tracker.settings.max_bulk)
+    if len(body) > 1024 * tracker.settings.max_body:  # only who may submit sends so much, and others need not wait
+        bulk = await asyncio.to_thread(read_bulk, body, tracker.settings.max_bulk)
+    else:
+        bulk = await tracker.aside.done(call.source, read_bulk, body, tracker.settings.max_bulk)
     if bulk.count <= PIECE_TASKS and len(body) <= PIECE_BYTES:
         return Reply(await tracker.db.write(submit_tasks, credentials, tasks_in(bulk), long=True))
     stored = await store_pieces(tracker, credentials, bulk)
@@ -5190,8 +5193,10 @@ async def git_receive(call: Call) -> Reply:
     check_signed(signatures)
     body = await call.body()
     push = await call.decoded(body, decode, shapes.PushBody)
-    keys = await call.tracker.db.read(keys_for, push)
-    signed = await asyncio.to_thread(signed_by, *keys, push, body, signatures)  # there may be many keys
+    keys, seen = await call.tracker.db.read(keys_for, push)
+    aside = functools.partial(call.tracker.aside.done, call.source, signed_with)
+    signed = {one: key for one, key in keys.items() if await aside(key, body, signatures)}  # anybody may add one
+    check_known(signed, seen, push)
     return Reply(await call.tracker.db.write(receive_push, push, body, signed))
 
 

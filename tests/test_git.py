@@ -2,7 +2,10 @@
 
 import hmac
 import json
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -221,3 +224,38 @@ def test_workers_see_the_new_version_with_their_next_task(site: Site) -> None:
     worker.submit(project)
     push(site, event())
     assert worker.assigned(project)["project"]["version"] == COMMIT
+
+
+def test_signatures_of_pushes_are_looked_at_one_at_a_time(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anybody may make projects with a repository, and send large bodies that nobody has signed."""
+    for _ in range(4):
+        create_project(site)
+    new, lock = hmac.new, threading.Lock()
+    crowds: list[bool] = []
+
+    def counting(key: bytes, message: bytes, algorithm: str) -> Any:
+        if algorithm == "sha1":
+            crowds.append(not lock.acquire(blocking=False))
+            time.sleep(0.02)
+            if not crowds[-1]:
+                lock.release()
+        return new(key, message, algorithm)
+
+    monkeypatch.setattr(hmac, "new", counting)
+    with ThreadPoolExecutor(3) as strangers:
+        answers = list(strangers.map(lambda _: push(site, event(), {"X-Hub-Signature": "sha1=00"}), range(3)))
+    assert {answer.status_code for answer in answers} == {403}
+    assert crowds == [False] * 12
+
+
+def test_the_same_push_is_hashed_once_for_all_headers_of_an_algorithm(monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[str] = []
+    new = hmac.new
+
+    def counting(key: bytes, message: bytes, algorithm: str) -> Any:
+        hashed.append(algorithm)
+        return new(key, message, algorithm)
+
+    monkeypatch.setattr(hmac, "new", counting)
+    assert not githook.signed_with(KEY, b"body", dict.fromkeys(githook.SIGNATURE_HEADERS, "00"))
+    assert sorted(hashed) == ["sha1", "sha256"]

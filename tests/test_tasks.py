@@ -2,7 +2,10 @@
 
 import itertools
 import json
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -224,6 +227,26 @@ def test_a_bulk_is_read_in_parts_whatever_its_texts_look_like(
     bulk = tracker.read_bulk(around.format(json.dumps(tasks, **spelled)).encode(), len(tasks))
     assert (bulk.project, bulk.count) == (1, len(tasks))
     assert [row[1] for piece in bulk.pieces for row in json.loads(piece)] == recipes
+
+
+def test_large_bulks_that_anybody_may_send_are_read_one_at_a_time(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, lock = tracker.read_bulk, threading.Lock()
+    crowds: list[bool] = []
+
+    def counting(body: bytes, most: int) -> Any:
+        crowds.append(not lock.acquire(blocking=False))
+        time.sleep(0.02)
+        if not crowds[-1]:
+            lock.release()
+        return read(body, most)
+
+    monkeypatch.setattr(tracker, "read_bulk", counting)
+    strangers = [site.create_worker() for _ in range(4)]
+    tasks = [{"project": 1, "recipe": 1000 * "x"}] * 100
+    with ThreadPoolExecutor(4) as at_once:
+        answers = list(at_once.map(lambda stranger: stranger.bulk_submit(tasks), strangers))
+    assert {answer.status_code for answer in answers} == {404}
+    assert crowds == [False] * 4
 
 
 @pytest.mark.parametrize(
