@@ -96,10 +96,10 @@ HOOKS = f"""
 
 
 def find_hook(tx: Tx, project: int) -> sqlite3.Row | None:
-    """The hook of a project, with how many notices wait to be taken."""
+    """The hook of a project, with how many notices wait to be taken, and whether a tracker admin trusts it."""
     return tx.one(
-        "SELECT *, (SELECT COUNT(*) FROM notice n WHERE n.project = h.project) AS waiting FROM notice_hook h"
-        " WHERE project = ?",
+        "SELECT h.*, p.trusted, (SELECT COUNT(*) FROM notice n WHERE n.project = h.project) AS waiting"
+        " FROM notice_hook h JOIN project p ON p.id = h.project WHERE h.project = ?",
         (project,),
     )
 
@@ -269,6 +269,7 @@ class Notice(NamedTuple):
     attempts: int
     url: str
     kind: str
+    trusted: int  # the project is
 
 
 def due_notices(tx: Tx, most: int) -> list[Notice]:
@@ -277,7 +278,7 @@ def due_notices(tx: Tx, most: int) -> list[Notice]:
     Those of projects that an admin trusts come first, and to the operator's command go no others.
     """
     rows = tx.all(
-        "SELECT n.id, n.token, n.project, p.name, n.event, n.text, n.made, n.attempts, h.url, h.kind"
+        "SELECT n.id, n.token, n.project, p.name, n.event, n.text, n.made, n.attempts, h.url, h.kind, p.trusted"
         " FROM notice_hook h JOIN project p ON p.id = h.project"
         " JOIN notice n ON n.id = (SELECT MIN(id) FROM notice WHERE project = h.project)"
         " WHERE n.next_uptime <= ? AND (p.trusted OR h.kind <> 'command')"
@@ -413,6 +414,7 @@ class Notices:
                 TIMEOUT,
                 method="POST",
                 headers=message.headers,
+                trusted=bool(notice.trusted),
             )
         except (webhooks.Refused, webhooks.TimedOut, webhooks.Unreachable) as error:
             return str(error)
@@ -425,6 +427,7 @@ class Notices:
             raise TrackerError("too_fast", "A test was sent a moment ago", delay=TEST_INTERVAL)
         self._tested = {one: at for one, at in self._tested.items() if now < at + TEST_INTERVAL} | {project: now}
         token, made = secrets.token_hex(12), int(self.db.clock.time())
-        notice = Notice(0, token, project, name, "test", "this is a test", made, 0, hook["url"], hook["kind"])
+        where = hook["url"], hook["kind"], hook["trusted"]
+        notice = Notice(0, token, project, name, "test", "this is a test", made, 0, *where)
         if problem := await self.send(notice):
             raise TrackerError("unavailable", problem)

@@ -39,7 +39,7 @@ MAX_READ = 2**19  # bytes of what it sends, with interim answers, headers and th
 MAX_PIECE = 2**11  # bytes that are read at once: what is read takes long if it is thousands of interim answers
 MAX_URL = 4096  # characters
 ATTEMPTS = 4  # addresses of one name that are tried: a name with a thousand must not make a scanner of the tracker
-LOOKUPS = 8  # names that are looked up at the same time
+LOOKUPS = 8  # names that are looked up at the same time, for those who are trusted and for the others each
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -77,16 +77,22 @@ async def send(
     *,
     method: str = "PUT",
     headers: Headers = JSON,
+    trusted: bool = False,
     resolve: Resolve | None = None,
     backend: httpcore.AsyncNetworkBackend | None = None,
 ) -> Answer:
     """Sends the content, as a rule JSON, to a URL and returns the answer, whatever its status.
 
     Raises Refused, Unreachable, or, `timeout` seconds after the call, TimedOut. `networks` are those of the setting
-    webhook_networks. `resolve` gives a host's addresses, `backend` connects to one of them: the system's if absent.
+    webhook_networks. `trusted`: its name waits for none of a stranger's that hangs. `resolve` gives a host's addresses,
+    `backend` connects to one of them: the system's if absent.
     """
     target = read_url(url)
-    guard = Guard(read_networks(networks), resolve or look_up, backend or httpcore.AnyIOBackend())
+    guard = Guard(
+        read_networks(networks),
+        resolve or functools.partial(look_up, trusted=trusted),
+        backend or httpcore.AnyIOBackend(),
+    )
     host = target.host.decode()
     try:
         async with asyncio.timeout(timeout):
@@ -341,17 +347,19 @@ class Bounded(httpcore.AsyncNetworkStream):
 
 # A name whose server does not answer blocks its thread for many seconds. The event loop's default threads, which
 # passwords need, must not wait for such names, nor must the end of the process, as it does for an executor's threads.
-_names: queue.SimpleQueue[tuple[Future[list[str]], str, int]] = queue.SimpleQueue()
+# And anybody can have as many such names looked up as there are threads: those who are trusted have some of their own.
+Names = queue.SimpleQueue[tuple[Future[list[str]], str, int]]
+_names: dict[bool, Names] = {trusted: queue.SimpleQueue() for trusted in (False, True)}
 
 
-async def look_up(host: str, port: int) -> list[str]:
+async def look_up(host: str, port: int, trusted: bool = False) -> list[str]:
     """The addresses of a host as the system resolves it, in the order in which they should be tried.
 
     Raises Unreachable when there are none. Whoever stops waiting gives up a place in the queue.
     """
-    _start_threads()
+    _start_threads(trusted)
     found: Future[list[str]] = Future()
-    _names.put((found, host, port))
+    _names[trusted].put((found, host, port))
     try:
         return await asyncio.wrap_future(found)
     except OSError as error:
@@ -359,15 +367,16 @@ async def look_up(host: str, port: int) -> list[str]:
 
 
 @functools.cache
-def _start_threads() -> None:
+def _start_threads(trusted: bool) -> None:
     for number in range(LOOKUPS):
-        threading.Thread(target=_look_up_names, name=f"webhook-names-{number}", daemon=True).start()
+        name = f"webhook-names-{'trusted-' * trusted}{number}"
+        threading.Thread(target=_look_up_names, args=(_names[trusted],), name=name, daemon=True).start()
 
 
-def _look_up_names() -> None:
+def _look_up_names(names: Names) -> None:
     """What each of the threads does for ever: one name after the other."""
     while True:
-        found, host, port = _names.get()
+        found, host, port = names.get()
         if not found.set_running_or_notify_cancel():
             continue
         try:

@@ -254,7 +254,7 @@ def test_what_is_not_wanted_is_not_told(told: Site, receiver: Receiver) -> None:
 
 
 def notice(kind: str, text: str = "<!channel> @everyone & co") -> notices.Notice:
-    return notices.Notice(7, "abc", 1, "a crawl", "finished", text, 5, 0, "http://example.org/", kind)
+    return notices.Notice(7, "abc", 1, "a crawl", "finished", text, 5, 0, "http://example.org/", kind, 0)
 
 
 def test_each_kind_is_said_as_its_receiver_wants_it() -> None:
@@ -296,9 +296,9 @@ def test_what_is_not_taken_is_sent_again_with_the_same_id_also_after_a_restart(
     assert len(ids) == 1
 
 
-def finish(site: Site, url: str) -> int:
-    """Has a project finish, of which is told at the URL."""
-    project = site.admin.create_project()
+def finish(site: Site, url: str, project: int = 0) -> int:
+    """Has a project, as a rule a new one, finish, of which is told at the URL."""
+    project = project or site.admin.create_project()
     worker = site.create_worker(project)
     hook(site, project, url)
     worker.submit(project)
@@ -360,6 +360,29 @@ def test_what_was_taken_is_known_while_another_receiver_takes_its_time(
         finish(told, receiver.url)
         wait_until(lambda: len(told.read("SELECT 1 FROM notice")) == 2)
     wait_until(lambda: told.read("SELECT 1 FROM notice_hook WHERE sent IS NOT NULL"))
+
+
+def test_the_names_of_receivers_are_looked_up_apart_for_projects_that_an_admin_trusts(
+    told: Site, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send, seen = webhooks.send, {}
+
+    async def note(url: str, *args: Any, trusted: bool, **options: Any) -> webhooks.Answer:
+        seen.setdefault(url, set()).add(trusted)
+        return await send(url, *args, **options)
+
+    monkeypatch.setattr(webhooks, "send", note)
+    monkeypatch.setattr(notices, "TEST_INTERVAL", 0.0)
+    for project in told.create_manager().create_project(), told.admin.create_project():
+        url = f"{receiver.url}/{project}"
+        finish(told, url, project)
+        wait_until(lambda: receiver.got)
+        form(told, f"/ui/projects/{project}/notices/test")
+        assert receiver.events() == ["finished", "test"]
+        receiver.got.clear()
+        [trusted] = told.read("SELECT trusted FROM project WHERE id = ?", project)[0]
+        assert seen[url] == {bool(trusted)}
+    assert seen.popitem()[1] != seen.popitem()[1]
 
 
 def test_pauses_grow_and_a_notice_is_forgotten_in_the_end() -> None:

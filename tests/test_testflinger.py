@@ -1482,6 +1482,23 @@ def test_an_event_of_a_cancelled_job_is_told_and_of_a_lost_attempt_is_not(
     assert agent.http.post(f"/v1/job/{second}/events", json=event).status_code == 404
 
 
+def test_the_name_of_an_events_receiver_is_looked_up_apart_if_an_admin_trusts_the_queue(
+    hooked: Lab, receiver: http.server.HTTPServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send, seen = webhooks.send, []
+
+    async def note(*args: Any, trusted: bool, **options: Any) -> webhooks.Answer:
+        seen.append(trusted)
+        return await send(*args, **options)
+
+    monkeypatch.setattr(webhooks, "send", note)
+    assert send_event(hooked, job_status_webhook=receiver.url).status_code == 200
+    [(project, trusted)] = hooked.site.read("SELECT id, trusted FROM project")
+    assert hooked.site.admin.post(f"/project/trust/{project}").status_code == 200
+    assert send_event(hooked, job_status_webhook=receiver.url).status_code == 200
+    assert seen == [bool(trusted), True]
+
+
 def test_what_a_webhook_answers_is_passed_on(hooked: Lab, receiver: http.server.HTTPServer) -> None:
     for status in (200, 404, 500):
         receiver.status = status

@@ -781,6 +781,33 @@ def test_names_that_hang_hold_up_only_names(run: Run, monkeypatch: pytest.Monkey
     assert len(looked_up) <= webhooks.LOOKUPS + 1
 
 
+def test_names_of_strangers_that_hang_hold_up_no_name_of_those_who_are_trusted(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release, all_hang = threading.Event(), threading.Semaphore(0)
+
+    def hang(host: str, *args: Any, **options: Any) -> Any:
+        if host != "known.test":
+            all_hang.release()
+            release.wait()
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 1))]
+
+    async def send() -> None:
+        hosts = [f"http://hook{number}.test/" for number in range(webhooks.LOOKUPS)]
+        strangers = [asyncio.ensure_future(put(url, b"{}", timeout=UNTIL_DONE)) for url in hosts]
+        try:
+            await asyncio.to_thread(lambda: [all_hang.acquire() for _ in hosts])
+            with pytest.raises(Refused):
+                await put("http://known.test/", b"{}", timeout=UNTIL_DONE, trusted=True)
+        finally:
+            release.set()
+            await asyncio.gather(*strangers, return_exceptions=True)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(socket, "getaddrinfo", hang)
+        run(send())
+
+
 def test_a_name_that_hangs_does_not_keep_the_tracker_from_ending() -> None:
     program = """
 import asyncio, socket, threading

@@ -576,10 +576,11 @@ async def send_events(ask: Ask) -> Response:
         target = checked(EventsBody, given).job_status_webhook
     except Unprocessable as error:
         raise TrackerError("invalid", str(error)) from None
-    await ask.read(lambda tx, client: domain.check_events(tx, client, uuid, ask.agent))
+    trusted = await ask.read(lambda tx, client: domain.check_events(tx, client, uuid, ask.agent))
     event = encode({name: value for name, value in given.items() if name != "job_status_webhook"})
     try:
-        answer = await webhooks.send(target, event, ask.tracker.settings.webhook_networks, webhooks.TIMEOUT)
+        networks = ask.tracker.settings.webhook_networks
+        answer = await webhooks.send(target, event, networks, webhooks.TIMEOUT, trusted=trusted)
     except webhooks.Refused as error:
         raise TrackerError("invalid", f"{error}", "job_status_webhook") from None
     except (webhooks.TimedOut, webhooks.Unreachable) as error:

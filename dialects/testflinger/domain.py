@@ -402,13 +402,17 @@ def check_reporter(tx: Tx, client: clients.Client | None, uuid: str) -> None:
 EVENTS_AFTER = 3600  # seconds after its end in which a job's agent may still tell of it: it cleans up first
 
 
-def check_events(tx: Tx, client: clients.Client | None, uuid: str, agent: str | None) -> None:
-    """Refuses (404, 401, 403) an event of anything but a job that this agent has, or had until a short time ago."""
+def check_events(tx: Tx, client: clients.Client | None, uuid: str, agent: str | None) -> bool:
+    """Refuses (404, 401, 403) an event of anything but a job that this agent has, or had until a short time ago.
+
+    Whether a tracker admin trusts its queue.
+    """
     job = find_job(tx, uuid)
     ended = job is not None and job["finished"] is not None and job["finished"] < tx.now - EVENTS_AFTER
     if job is None or job["agent"] is None or ended or agent not in (None, job["agent"] or agent):
         raise TrackerError("not_found", f"There is no job {uuid} of this agent's, nor was there one just now")
     check_reporter(tx, client, uuid)
+    return budgets.is_trusted(tx, job["project"])
 
 
 def get_result(tx: Tx, uuid: str) -> dict[str, Any] | None:
