@@ -301,6 +301,12 @@ def note_sent(tx: Tx, notice: Notice, problem: str) -> None:
         tx.execute("DELETE FROM notice WHERE id = ?", (notice.id,))
 
 
+def note_test_taken(tx: Tx, project: int) -> None:
+    """A test was taken: so what was wrong is right again, and notices that wait need not do so for hours more."""
+    tx.execute("UPDATE notice_hook SET problem = '' WHERE project = ?", (project,))
+    tx.execute("UPDATE notice SET next_uptime = 0 WHERE project = ?", (project,))
+
+
 # What is sent
 
 
@@ -332,6 +338,14 @@ def message_of(notice: Notice) -> Message:
             "path": f"/ui/projects/{notice.project}",
         }
     return Message(msgspec.json.encode(body), [*webhooks.JSON, *mark])
+
+
+def problem_of(status: int) -> str:
+    """Why a receiver that answered with this status has not taken a notice; empty: it has."""
+    if 200 <= status < 300:
+        return ""
+    led = ", which leads elsewhere: no redirect is followed" if 300 <= status < 400 else ""
+    return f"The receiver answered with status {status}{led}"
 
 
 async def run_command(command: Sequence[str], content: bytes) -> str:
@@ -418,10 +432,13 @@ class Notices:
             )
         except (webhooks.Refused, webhooks.TimedOut, webhooks.Unreachable) as error:
             return str(error)
-        return "" if 200 <= answer.status < 300 else f"It was answered with status {answer.status}"
+        return problem_of(answer.status)
 
     async def test(self, project: int, name: str, hook: sqlite3.Row) -> None:
-        """Sends a notice now that says that it is a test. Refuses (unavailable), and says why, if nobody takes it."""
+        """Sends a notice now that says that it is a test; taken, those that wait follow it.
+
+        Refuses (unavailable), and says why, if nobody takes it.
+        """
         now = time.monotonic()
         if now < self._tested.get(project, -TEST_INTERVAL) + TEST_INTERVAL:
             raise TrackerError("too_fast", "A test was sent a moment ago", delay=TEST_INTERVAL)
@@ -431,3 +448,4 @@ class Notices:
         notice = Notice(0, token, project, name, "test", "this is a test", made, 0, *where)
         if problem := await self.send(notice):
             raise TrackerError("unavailable", problem)
+        await self.db.write(note_test_taken, project)

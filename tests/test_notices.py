@@ -432,6 +432,35 @@ def test_a_test_says_what_came_of_it(told: Site, receiver: Receiver, monkeypatch
     assert form(told, path).status_code == 429
 
 
+def test_a_test_that_is_taken_sends_what_waits_and_takes_back_what_was_wrong(
+    told: Site, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notices, "PAUSES", (28800,) * 10)
+    receiver.status = 503
+    project = told.admin.create_project()
+    worker = told.create_worker(project)
+    hook(told, project, receiver.url)
+    worker.submit(project)
+    looked(told, project)
+    worker.released(worker.assigned(project)["id"])
+    wait_until(lambda: told.read("SELECT problem FROM notice_hook WHERE problem <> ''"))
+    page = told.admin.http.get(f"/ui/projects/{project}/edit").text
+    assert "1 notice waits to be taken." in page
+    assert "The last one was not taken. The receiver answered with status 503." in page
+    receiver.status = 200
+    form(told, f"/ui/projects/{project}/notices/test")
+    wait_until(lambda: receiver.events()[-1] == "finished" and not told.read("SELECT * FROM notice"))
+    assert "not taken" not in told.admin.http.get(f"/ui/projects/{project}/edit").text
+
+
+def test_a_receiver_that_redirects_is_said_not_to_be_followed() -> None:
+    assert notices.problem_of(204) == ""
+    assert notices.problem_of(404) == "The receiver answered with status 404"
+    assert notices.problem_of(302).startswith(
+        "The receiver answered with status 302"
+    ) and "redirect" in notices.problem_of(302)
+
+
 @pytest.mark.parametrize(
     "url", ["ftp://example.org/", "http://", "http://user:pass@example.org/", "no url", "http://x/\n"]
 )
