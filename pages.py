@@ -1064,11 +1064,33 @@ class ProjectForm(shapes.ProjectBody):
     max_lost_leases: shapes.Natural16 | None = None
 
 
+class SettingsForm(ProjectForm):
+    """The same of a project that there is, with the settings (as JSON) that it had when the form was shown."""
+
+    shown: str = ""
+
+
+def settings_of(project: sqlite3.Row) -> ProjectForm:
+    """What the form of a project shows."""
+    values = {name: project[name] for name in shapes.ProjectBody.__struct_fields__}
+    return errors.convert({**values, "chain": project["chain"] or 0}, ProjectForm, strict=False)
+
+
+def save_settings(tx: Tx, caller: Caller, project: int, body: SettingsForm) -> None:
+    """Changes what was changed in the form. What somebody has set since it was shown stays: a pause, a version."""
+    shown = errors.given_fields(errors.decode(body.shown.encode(), ProjectForm)) if body.shown else {}
+    given = errors.given_fields(body)
+    del given["shown"]
+    changed = {name: value for name, value in given.items() if name not in shown or value != shown[name]}
+    tracker.update_project(tx, caller, project, shapes.ProjectBody(**changed))
+
+
 @of_project(EDIT | SECRET)
 def edit_values(tx: Tx, caller: Caller, project: sqlite3.Row) -> dict[str, Any]:
     """The form of a project and its secrets, each for who has the role, and whether the manager may delete it."""
     return {
         **chain_targets(tx, caller, project),
+        "shown": encode(settings_of(project)).decode(),
         "may_delete": deletion.may_delete(caller, project),
         "hook": notices.find_hook(tx, project["id"]),
     }
@@ -2324,7 +2346,7 @@ PAGES = [
     Action("/trust", tracker.trust_project, says="The project is trusted now."),
     Page(ONE_PROJECT + "/crowd", crowd_page),
     Page(ONE_PROJECT + "/edit", "project_edit.html", edit_values),
-    Action("", tracker.update_project, ProjectForm, to=ONE_PROJECT, says="Saved."),
+    Action("", save_settings, SettingsForm, to=ONE_PROJECT, says="Saved."),
     Action("/export", moving.export_by_form),
     Action("/archive", archive_project, says=archived_in_words, again=False),
     Action("/delete", delete_project, again="confirm"),

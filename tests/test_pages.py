@@ -1173,6 +1173,32 @@ def test_a_refused_action_on_tasks_leaves_the_filter_alone(place: Place) -> None
     assert page.tree.xpath("string(//form[@role='search']//input[@name='priority']/@value)") == ""
 
 
+def test_settings_saved_from_an_old_page_leave_what_was_set_since(place: Place) -> None:
+    path = place.at("/ui/projects/{project}/edit")
+    project = int(path.split("/")[3])
+    old = place.admin.open(path).form("/edit")
+    place.site.admin.update_project(project, paused=True, version="2", assign_rate=0.1, max_lost_leases=7, motd="mine")
+    refused = place.admin.send(old, motd="a new\nday", priority="x")
+    assert refused.status == 400
+    assert place.admin.send(refused.form("/edit"), priority="9").notice == "Saved."
+    row = place.site.read(
+        "SELECT paused, version, assign_rate, max_lost_leases, motd, priority FROM project WHERE id = ?", project
+    )
+    assert row == [(1, "2", 0.1, 7, "a new\nday", 9)]
+
+
+def test_settings_sent_as_they_are_change_nothing(place: Place) -> None:
+    path = place.at("/ui/projects/{project}/edit")
+    project = int(path.split("/")[3])
+    set_ones = {"motd": "two\nlines", "assign_rate": 0.1, "retry_delay": 1.5, "max_lost_leases": 0, "keep_hashes": True}
+    place.site.admin.update_project(project, **set_ones)
+    before = place.site.read("SELECT * FROM project")
+    assert place.admin.send(place.admin.open(path).form("/edit")).notice == "Saved."
+    assert place.site.read("SELECT * FROM project") == before
+    place.admin.send(place.admin.open(path).form("/edit"), max_lost_leases="")
+    assert place.site.read("SELECT max_lost_leases FROM project WHERE id = ?", project) == [(None,)]
+
+
 @pytest.mark.parametrize("name", ["", "plain projec", "PLAIN PROJECT", "plain project 2"])
 def test_a_hard_reset_without_the_project_s_name_deletes_nothing(place: Place, name: str) -> None:
     before = place.dump()
