@@ -1187,6 +1187,24 @@ def test_settings_saved_from_an_old_page_leave_what_was_set_since(place: Place) 
     assert row == [(1, "2", 0.1, 7, "a new\nday", 9)]
 
 
+def test_an_archived_project_s_pages_offer_nothing_that_it_refuses(place: Place) -> None:
+    project = place.site.admin.create_project("an archived one")
+    made = {"project": project, "name": "echo", "script": "echo"}
+    template = place.site.admin.post("/template/create", made).json()["content"]["template"]["id"]
+    beginning = ("/submit", "/submit/lines", "/templates/new", "/workflows/new", "/run")
+
+    def offered() -> set[str]:
+        here = f"/ui/projects/{project}"
+        pages = [here, here + "/tasks", here + "/submit", here + "/templates", f"/ui/templates/{template}"]
+        trees = [place.admin.open(page).tree for page in pages]
+        buttons = [tree.xpath("//form[.//button[normalize-space()]]/@action | //a/@href") for tree in trees]
+        return {end for end in beginning for paths in buttons for path in paths if path.endswith(end)}
+
+    assert offered() == set(beginning)
+    place.site.admin.update_project(project, archived=True)
+    assert offered() == set()
+
+
 def test_settings_sent_as_they_are_change_nothing(place: Place) -> None:
     path = place.at("/ui/projects/{project}/edit")
     project = int(path.split("/")[3])
