@@ -110,7 +110,9 @@ class Guard:
                     self.path,
                 )
         except filelock.Timeout:
-            raise TrackerError("start", f"{self.path}: another tracker is using this database") from None
+            raise TrackerError(
+                "start", f"{self.path}: another tracker is using this database; stop that one first"
+            ) from None
         except (OSError, ValueError) as error:
             raise TrackerError("start", f"{self.path}: cannot be opened: {reason(error)}") from None
 

@@ -770,7 +770,7 @@ def any_admin(tx: Tx) -> bool:
 NO_ADMIN = (
     "This tracker has no admin yet, and its first account becomes one: make it on the tracker's own machine (and not"
     " through a proxy), or with the `code` that the tracker has printed to stderr at its start, or with"
-    " `tracker.py create-admin NAME`"
+    " `tracker.py create-admin NAME` while it is stopped"
 )
 
 

@@ -137,7 +137,7 @@ def test_create_admin_refuses_a_name_that_is_no_text(tmp_path: Path) -> None:
 def test_create_admin_leaves_a_database_in_use_alone(tmp_path: Path) -> None:
     with started(tmp_path):
         line = refusal(tmp_path, "create-admin", "alice", stdin="password\n")
-        assert "another tracker is using this database" in line
+        assert "another tracker is using this database; stop that one first" in line
 
 
 def test_a_second_server_on_the_same_file_is_refused(tmp_path: Path) -> None:

@@ -1187,6 +1187,13 @@ def test_settings_saved_from_an_old_page_leave_what_was_set_since(place: Place) 
     assert row == [(1, "2", 0.1, 7, "a new\nday", 9)]
 
 
+def test_who_is_told_of_create_admin_is_told_that_the_tracker_is_stopped_for_it(make_site: Callable[..., Site]) -> None:
+    site = make_site(open_registration=False)
+    for page in (Tab(site.admin.http).open("/ui/admin"), Tab(site.guest).open("/ui/register")):
+        assert re.search(r"create-admin.*while (the tracker|it) is stopped", page.html)
+    assert re.search(r"create-admin.*while it is stopped", tracker.NO_ADMIN)
+
+
 def test_an_archived_project_s_pages_offer_nothing_that_it_refuses(place: Place) -> None:
     project = place.site.admin.create_project("an archived one")
     made = {"project": project, "name": "echo", "script": "echo"}
