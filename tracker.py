@@ -4699,7 +4699,8 @@ def submit_one(call: Call, body: bytes) -> Steps:
     """Adds a task to a project's queue.
 
     At once when the project's rate limit allows it. A live task of the project (waiting, assigned or failed) with the
-    same hash refuses it; where the project keeps hashes, a closed one does too.
+    same hash refuses it; where the project keeps hashes, a closed one does too. So with a `unique_string` the call may
+    be repeated when no answer came (`conflict` says that the task is there); without one that makes a second task.
     """
     yield submit_task, call.worker(), new_task(decode(body, shapes.SubmitBody))
     return Reply()
@@ -4794,8 +4795,8 @@ async def bulk_submit(call: Call) -> Reply:
     """Adds many tasks to one project's queue.
 
     All or none: after a refusal nothing is stored. Duplicates, of live tasks and among each other, are skipped and
-    counted. Passes the rate limit when a single task would, and is then charged for every task. The bare array of
-    tasks is understood as well.
+    counted: so with a `unique_string` for each the call may be repeated when no answer came. Passes the rate limit
+    when a single task would, and is then charged for every task. The bare array of tasks is understood as well.
     """
     credentials, tracker = call.worker(), call.tracker
     trusted = await tracker.db.read(may_submit_somewhere, credentials)  # strangers may not send large bodies
@@ -4931,8 +4932,8 @@ def get_task(call: Call, body: bytes) -> Steps:
     """Assigns the project's best task to the calling worker.
 
     The best one has the highest priority, and is the oldest of those. The worker has `max_assign_time` seconds to
-    release it, then it goes to somebody else. A worker is never assigned a task that it has verified. "No task
-    available" is no error: it is answered with status 200 and `ok` false.
+    release it, then it goes to somebody else, as does one of an answer that was lost. A worker is never assigned a
+    task that it has verified. "No task available" is no error: it is answered with status 200 and `ok` false.
     """
     caller, project, query = call.worker(), call.path_id("project"), ONE_NOW
     if call.scope["query_string"]:
@@ -5060,7 +5061,8 @@ def release_one(call: Call, body: bytes) -> Steps:
     """Ends the calling worker's hold on a task: done, failed or skipped.
 
     `updated` tells whether that changed the task. It is false for a result that still needs another worker's
-    verification, and when the worker does not hold the task (any more): then nothing changes.
+    verification, and when the worker does not hold the task (any more): then nothing changes. So the call may be
+    repeated when no answer came, and false is then no sign that the first one came to nothing.
     """
     updated = yield release_task, bringer(call, body), decode(body, shapes.ReleaseBody)
     message = None if updated else "Not held by you, or not verified by enough workers yet"
@@ -5204,7 +5206,8 @@ async def git_receive(call: Call) -> Reply:
 async def register(call: Call) -> Reply:
     """Makes a manager's account, and logs it in.
 
-    The first manager becomes tracker admin. The others start with no rights.
+    The first manager becomes tracker admin. The others start with no rights. Who got no answer logs in, as a repeat
+    finds the name taken.
     """
     manager, session = await make_account(call, await call.json(shapes.RegisterBody, STRANGERS_BODY))
     return Reply({"manager": manager}, headers=login_cookies(call, manager, session))

@@ -108,6 +108,25 @@ def test_every_call_says_what_it_does_and_who_may_make_it(document: Document) ->
         assert "\n" not in one.description["summary"] and not one.description["summary"].endswith(".")
 
 
+def test_what_becomes_of_a_call_that_is_repeated_as_no_answer_came_is_said_and_so(
+    site: Site, document: Document
+) -> None:
+    project = site.admin.create_project()
+    worker = site.create_worker(project)
+    once, twice = {"unique_string": "once"}, {"project": project, "recipe": "x", "unique_string": "twice"}
+    assert [worker.submit(project, **once).status_code for _ in range(2)] == [200, 409]
+    assert [worker.submit(project).status_code for _ in range(2)] == [200, 200]
+    assert [worker.bulk_submit([twice]).json()["content"]["submitted"] for _ in range(2)] == [1, 0]
+    assert site.admin.counts(project) == {"waiting": 4}
+    task = worker.assigned(project)["id"]
+    assert [worker.released(task) for _ in range(2)] == [True, False]
+    account = {"username": "newcomer", "password": "correct horse"}
+    assert [client(site.url).post("/register", json=account).status_code for _ in range(2)] == [200, 409]
+    assert client(site.url).post("/login", json=account).status_code == 200
+    for path in "/task/submit", "/task/bulk_submit", "/task/release", "/register":
+        assert "no answer" in document["paths"][path]["post"]["description"], path
+
+
 def test_every_field_that_the_code_decodes_is_in_it_with_its_meaning(document: Document) -> None:
     schemas = document["components"]["schemas"]
     for one in operations(document):
