@@ -17,6 +17,7 @@ import asyncio
 import base64
 import contextlib
 import functools
+import hashlib
 import hmac
 import inspect
 import io
@@ -1574,6 +1575,7 @@ class TemplateForm(shapes.TemplateBody):
     remove_key: bool = False
     keep_count: shapes.Count | None = None
     keep_days: Annotated[float, Meta(gt=0, le=11_575)] | None = None
+    shown: str = ""  # state_of_template, as it was then
 
 
 def by_text(values: Sequence[Any]) -> dict[str, Any]:
@@ -1664,9 +1666,18 @@ def create_template_by_form(tx: Tx, caller: Caller, project: sqlite3.Row, body: 
     return tracker.create_template(tx, caller, template_of_form(body, tracker.NEW_TEMPLATE, project["id"]))
 
 
+def state_of_template(template: sqlite3.Row | dict[str, Any]) -> str:
+    """What tells a template as it is now from what it was, or becomes; of its key and secret it tells nothing."""
+    told = [template[name] for name in ("name", *tracker.NEW_TEMPLATE) if name != "key_hash"]
+    return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
+
+
 @tracker.needs(EDIT, tracker.TEMPLATE)
 def update_template_by_form(tx: Tx, caller: Caller, template: sqlite3.Row, body: TemplateForm) -> None:
-    """Changes a template to what the form says."""
+    """Changes a template to what the form says; the first time not if it has changed since it was shown."""
+    if body.shown and body.shown != state_of_template(template):
+        problem = "The template was changed since this page was shown; sent once more, what stands here takes its place"
+        raise TrackerError("conflict", problem)
     tracker.update_template(tx, caller, template, template_of_form(body, template))
 
 
@@ -1756,6 +1767,7 @@ def template_values(tx: Tx, caller: Caller, template: sqlite3.Row | dict[str, An
         "variables": [declared_in_words(one, one.allowed) for one in tracker.declared_variables(template)],
         "arguments": [declared_in_words(one, one.options) for one in tracker.declared_arguments(template)],
         "env": pairs_in_lines(msgspec.json.decode(template["env"])),
+        "shown": state_of_template(template),
     }
 
 

@@ -1671,6 +1671,23 @@ def test_a_form_that_is_sent_as_it_is_changes_nothing(place: Place) -> None:
     assert place.secret_of(template) == secret
 
 
+def test_a_template_saved_from_an_old_page_takes_the_place_of_what_others_changed_only_when_sent_once_more(
+    place: Place,
+) -> None:
+    template = place.create_template("x", script="echo 1", priority=1)
+    path = f"/ui/templates/{template}/edit"
+    old = place.admin.open(path).form("/edit")
+    assert place.site.admin.post(f"/template/update/{template}", {"script": "echo 2"}).status_code == 200
+    refused = place.admin.send(old, priority="7")
+    assert refused.status == 409 and "changed since this page was shown" in refused.notice
+    assert template_json(place, template)["script"] == "echo 2"
+    again = refused.form("/edit")
+    assert (again.fields["script"].strip(), again.fields["priority"]) == ("echo 1", "7")
+    assert place.admin.send(again).status == 200
+    after = template_json(place, template)
+    assert (after["script"], after["priority"]) == ("echo 1", 7)
+
+
 def test_a_value_of_several_lines_has_a_field_of_several_lines(place: Place) -> None:
     """A browser takes the line ends out of what is in a field of one line."""
     template = place.create_template("x", variables=[{"name": "lines", "value": "one\ntwo"}])
