@@ -26,7 +26,6 @@ from attempts import give_way, hash_password
 from connections import check_descriptors
 from database import Clock, Database
 from errors import TrackerError, convert
-from listening import listeners
 from logfile import let_nobody_wait
 from server import Server, run_loop
 from settings import FIELDS, Settings, load_settings
@@ -286,9 +285,6 @@ def serve(settings: Settings, sources: dict[str, str], options: argparse.Namespa
             log.warning("It listens beyond loopback: set allowed_hosts to the names under which browsers may reach it")
         notify.follow(server, lambda: running.db.write(nothing))
 
-    if not os.path.exists(settings.database) or not os.path.getsize(settings.database):
-        with listeners(settings):  # else a port that is taken would leave a new database, and nobody's
-            pass
     run_loop(serve_until_stopped(settings, ready))
 
 

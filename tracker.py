@@ -5684,13 +5684,14 @@ async def serve_until_stopped(
 ) -> None:
     """Runs a tracker until its server is told to stop. `ready(url, server)` is called when it accepts requests.
 
+    It listens before all else: who comes while the rest is loaded, and the file opened, waits and is not refused.
     RuntimeError when it has stopped by itself, as the writer had ended.
     """
-    app = create_app(settings, clock)
-    tracker = app.state.tracker
-    await tracker.start()
-    try:
-        with listening.listeners(settings) as sockets:
+    with listening.listeners(settings) as sockets:
+        app = create_app(settings, clock)
+        tracker = app.state.tracker
+        await tracker.start()
+        try:
             tracker.hosts = browsers.Hosts(settings.allowed_hosts, all(map(listening.is_local, sockets)))
             server = Server(
                 uvicorn_config(app, settings),
@@ -5701,8 +5702,8 @@ async def serve_until_stopped(
             tracker.limits.gauges |= server.gauges()
             tracker.db.failed.add_done_callback(lambda _: server.stop())
             await server.serve(sockets=sockets)
-    finally:
-        await tracker.stop()
+        finally:
+            await tracker.stop()
     if tracker.db.failed.done():
         raise RuntimeError("The tracker has stopped because its writer had ended") from tracker.db.failed.result()
 

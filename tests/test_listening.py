@@ -204,6 +204,21 @@ def test_hot_calls_come_through_a_socket_too(tmp_path: Path) -> None:
         assert [client.get("/task/get/1?wait=0.1").status_code for _ in range(3)] == [404] * 3
 
 
+def test_who_comes_while_the_tracker_starts_waits_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opening the file may take long, as after a crash, and clients in use end at a refused connection."""
+    early, start = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM), tracker.Tracker.start
+
+    async def start_after_the_first_request(running: tracker.Tracker) -> None:
+        early.connect(running.settings.socket)
+        early.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        await start(running)
+
+    monkeypatch.setattr(tracker.Tracker, "start", start_after_the_first_request)
+    early.settimeout(30)
+    with early, tracker.serving(tracker.Settings(socket=str(tmp_path / "t.sock"))):
+        assert early.recv(1000).startswith(b"HTTP/1.1 200 ")
+
+
 # ── All listeners count ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
