@@ -2118,12 +2118,12 @@ def answered_values(project: sqlite3.Row, body: Answer, workers: list[int]) -> d
 @tracker.needs(MANAGE_ACCESS, acts=True)
 def answer_requests(tx: Tx, caller: Caller, project: sqlite3.Row, body: Answer, workers: list[int]) -> int:
     """Answers those of the requests that still wait. How many those were. Refuses when they are more by now."""
+    values = answered_values(project, body, workers)
+    if tx.one(f"SELECT COUNT(*) {ANSWERED}", values)[0] > body.most:
+        raise TrackerError("conflict", "Others have asked for access meanwhile: look at the list again")
     change = "UPDATE worker_access SET request = 0" if body.answer == "accept" else "DELETE FROM worker_access"
     sql = f"{change} WHERE project = :project AND worker IN (SELECT a.worker {ANSWERED})"
-    count = tx.execute(sql, answered_values(project, body, workers)).rowcount
-    if count > body.most:
-        raise TrackerError("conflict", "Others have asked for access meanwhile: look at the list again")
-    return count
+    return tx.execute(sql, values).rowcount
 
 
 @tracker.needs(MANAGE_ACCESS)

@@ -839,10 +839,10 @@ def is_admin(tx: Tx, username: str) -> bool:
 
 def accept_login(tx: Tx, manager: int, *attempt: str) -> tuple[Manager, bytes]:
     """The password was right: opens a session, unless an admin has blocked or deleted the account meanwhile."""
-    accept_attempt(tx, manager, Attempt(*attempt))
     row = tx.one("SELECT * FROM manager WHERE id = ?", (manager,))
     if row is None or row["blocked"]:
         raise TrackerError("forbidden", "An admin has blocked this account", "username")
+    accept_attempt(tx, manager, Attempt(*attempt))
     return shaped(Manager, row), open_session(tx, manager)
 
 
@@ -2321,8 +2321,6 @@ def checked_template(
     given.pop("project", None)
     for name in given.keys() & {"variables", "arguments", "env"}:
         given[name] = encode(given[name]).decode()
-    if "script" in given:
-        given["script"] = store_script(tx, given["script"], project) if given["script"] else None
     key = given.pop("key", None)
     fields = {**({name: old[name] for name in ("name", *NEW_TEMPLATE)} if old else NEW_TEMPLATE), **given}
     if "name" not in fields:
@@ -2336,6 +2334,8 @@ def checked_template(
     check_declarations(body)
     if fields["api"]:
         budgets.claim_api_name(tx, fields["name"], project, old and old["id"])
+    if "script" in given:  # at last: a refusal that had written would make others run again
+        fields["script"] = store_script(tx, given["script"], project) if given["script"] else None
     return {**fields, "updated": tx.time}
 
 
@@ -2468,23 +2468,30 @@ def trigger_template(tx: Tx, caller: Caller, template: sqlite3.Row, body: shapes
 
     A worker passes the project's submit rate limit, as with a task. 400 names the variable or the number of arguments.
     """
-    charge_worker(tx, caller, template["project"])
-    return job_shown(tx, caller, make_job(tx, template, body.variables, body.arguments, "native", **caller.by))
+    with charge_worker(tx, caller, template["project"]):
+        job = make_job(tx, template, body.variables, body.arguments, "native", **caller.by)
+    return job_shown(tx, caller, job)
 
 
-def charge_trigger(tx: Tx, project: int) -> None:
-    """Counts one job against the project's submit rate. 429 when that was reached."""
+@contextlib.contextmanager
+def charge_trigger(tx: Tx, project: int) -> Iterator[None]:
+    """Counts the job that is made meanwhile against the project's submit rate. 429 when that was reached.
+
+    Whatever refuses the job does so before anything is written, which would make others run again.
+    """
     row = find_project(tx, project)
+    if row["archived"]:
+        raise budgets.is_archived(project)
     check_rate(row["submit_free_uptime"] - tx.uptime)
+    yield
     if row["submit_rate"]:
         limit = Limit("submit", project, row["submit_rate"], row["submit_free_uptime"])
         tx.execute("UPDATE project SET submit_free_uptime = ? WHERE id = ?", (limit.after(tx.uptime, 1), project))
 
 
-def charge_worker(tx: Tx, caller: Caller, project: int) -> None:
+def charge_worker(tx: Tx, caller: Caller, project: int) -> contextlib.AbstractContextManager:
     """A worker's job passes the project's submit rate limit; a manager's does not."""
-    if caller.worker is not None:
-        charge_trigger(tx, project)
+    return charge_trigger(tx, project) if caller.worker is not None else contextlib.nullcontext()
 
 
 def make_job(
@@ -2492,25 +2499,30 @@ def make_job(
 ) -> sqlite3.Row:
     """A job of this template, and its task. Refuses variables and arguments that the template does not take.
 
-    `by` says who wants it (worker, manager) and why (retry_of, workflow_job). What the job needs is copied: it runs
-    as the template is now, whatever becomes of that.
+    `by` says who wants it (worker, manager) and why (retry_of).
+    """
+    return insert_job(tx, {**job_columns(tx, template, variables, arguments, origin), **by})
+
+
+def job_columns(
+    tx: Tx, template: sqlite3.Row, variables: dict[str, Any], arguments: list[Any], origin: str
+) -> dict[str, Any]:
+    """A job of this template, before it is stored. Refuses variables and arguments that the template does not take.
+
+    What it needs is copied: it runs as the template is now, whatever becomes of that.
     """
     variables = job_variables(template, variables)
     placed = place_arguments(template, arguments)
     copied = ("project", "name", "script", "runas", "env", "max_retries", "priority")
-    return insert_job(
-        tx,
-        {
-            **{name: template[name] for name in copied},
-            "template": template["id"],
-            "recipe": job_recipe(template, variables, placed),
-            "variables": encode(variables).decode(),
-            "arguments": encode(placed).decode(),
-            "timeout": template["timeout"] or float(tx.settings.default_job_timeout),
-            "origin": origin,
-            **by,
-        },
-    )
+    return {
+        **{name: template[name] for name in copied},
+        "template": template["id"],
+        "recipe": job_recipe(template, variables, placed),
+        "variables": encode(variables).decode(),
+        "arguments": encode(placed).decode(),
+        "timeout": template["timeout"] or float(tx.settings.default_job_timeout),
+        "origin": origin,
+    }
 
 
 def job_variables(template: sqlite3.Row, given: dict[str, Any]) -> dict[str, Any]:
@@ -2956,8 +2968,9 @@ def cancel_job(tx: Tx, caller: Caller, job: sqlite3.Row) -> None:
 @needs(EDIT, JOB, worker=SUBMIT)
 def retry_job(tx: Tx, caller: Caller, job: sqlite3.Row) -> shapes.Job:
     """Makes a new job with all that an ended one was given. 409 while that is still live."""
-    charge_worker(tx, caller, job["project"])
-    return job_shown(tx, caller, repeat_job(tx, job, "native", **caller.by))
+    with charge_worker(tx, caller, job["project"]):
+        again = repeat_job(tx, job, "native", **caller.by)
+    return job_shown(tx, caller, again)
 
 
 @needs(READ, PROJECT, worker=SUBMIT, by_itself=True)
@@ -3189,8 +3202,9 @@ def rotate_workflow_secret(tx: Tx, caller: Caller, workflow: sqlite3.Row) -> New
 @needs(EDIT, WORKFLOW, worker=SUBMIT)
 def trigger_workflow(tx: Tx, caller: Caller, workflow: sqlite3.Row, body: shapes.TriggerBody) -> shapes.Job:
     """Starts a run of a workflow, and its first step with what is given."""
-    charge_worker(tx, caller, workflow["project"])
-    return job_shown(tx, caller, run_workflow(tx, workflow, body.variables, body.arguments, "native", **caller.by))
+    with charge_worker(tx, caller, workflow["project"]):
+        run = run_workflow(tx, workflow, body.variables, body.arguments, "native", **caller.by)
+    return job_shown(tx, caller, run)
 
 
 def run_workflow(
@@ -3216,8 +3230,10 @@ def run_workflow(
         raise TrackerError(
             "invalid", f"a workflow takes at most {MOST_GIVEN:,} characters of them", "variables, arguments"
         )
+    step = step_columns(tx, start, columns["variables"], arguments)
+    budgets.check_room_in(tx, step["project"], budgets.text_size([*columns.values(), *step.values()]))
     run = insert_job_alone(tx, {**columns, **by})
-    start_step(tx, run, start, arguments)
+    insert_job(tx, {**step, "workflow_job": run["id"]})
     return run
 
 
@@ -3288,16 +3304,16 @@ def start_following(tx: Tx, run: sqlite3.Row, target: int, arguments: list[Any])
     counted = "UPDATE job SET attempts = attempts + 1 WHERE id = ? RETURNING attempts"
     if tx.one(counted, (run["id"],))["attempts"] >= MOST_STEPS:
         raise TrackerError("conflict", f"the run has had {MOST_STEPS:,} steps")
-    start_step(tx, run, template, arguments)
+    insert_job(tx, {**step_columns(tx, template, run["variables"], arguments), "workflow_job": run["id"]})
 
 
-def start_step(tx: Tx, run: sqlite3.Row, template: sqlite3.Row, arguments: list[Any]) -> None:
-    """A job of the template, with those of the run's variables that it takes."""
-    variables = msgspec.json.decode(run["variables"])
+def step_columns(tx: Tx, template: sqlite3.Row, of_run: str, arguments: list[Any]) -> dict[str, Any]:
+    """A job of the template, with those of the run's variables (JSON) that it takes."""
+    variables = msgspec.json.decode(of_run)
     if not template["undeclared"]:
         declared = {variable.name for variable in declared_variables(template)}
         variables = {name: value for name, value in variables.items() if name in declared}
-    make_job(tx, template, variables, arguments, "workflow", workflow_job=run["id"])
+    return job_columns(tx, template, variables, arguments, "workflow")
 
 
 def cancel_steps(tx: Tx, run: int) -> None:

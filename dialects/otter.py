@@ -145,10 +145,10 @@ def trigger_template(
         if elsewhere:
             raise elsewhere
         check_keyless(tx, parameters, source)
-    tracker.charge_trigger(tx, template["project"])
     given = {name: value for name, value in parameters.items() if name not in NOT_VARIABLES}
     variables, arguments = divided(template, given)
-    return tracker.make_job(tx, template, variables, arguments, "otter")["token"]
+    with tracker.charge_trigger(tx, template["project"]):
+        return tracker.make_job(tx, template, variables, arguments, "otter")["token"]
 
 
 def check_keyless(tx: Tx, parameters: dict[str, Any], source: str) -> None:

@@ -435,10 +435,12 @@ def find_host(tx: Tx, project: int) -> sqlite3.Row | None:
 
 
 def note_host(tx: Tx, project: int, hostname: Any, version: Any = None, info: Any = None) -> None:
-    """The machine on which an agent runs was seen. The first one becomes the project's host.
+    """The machine on which an agent runs was seen. The first one becomes the project's host."""
+    note_seen(tx, checked_host(tx, project, hostname), project, hostname, version, info)
 
-    Another is refused: it would take the jobs that are meant for the first.
-    """
+
+def checked_host(tx: Tx, project: int, hostname: Any) -> sqlite3.Row | None:
+    """The project's host, which this machine is, or becomes. Another is refused: it would take the first one's jobs."""
     if not (isinstance(hostname, str) and 0 < len(hostname) <= 253 and hostname.isprintable()):
         raise Refusal("invalid", "hostname is required" if not hostname else "hostname is invalid")
     host = find_host(tx, project)
@@ -446,6 +448,13 @@ def note_host(tx: Tx, project: int, hostname: Any, version: Any = None, info: An
         name = tracker.find_project(tx, project)["name"]
         says = f"project {name} is for the jobs of host {host['hostname']}; each host has a project of its own"
         raise Refusal("forbidden", f"hostname {hostname} is refused: {says}")
+    return host
+
+
+def note_seen(
+    tx: Tx, host: sqlite3.Row | None, project: int, hostname: str, version: Any = None, info: Any = None
+) -> None:
+    """The project's host was seen, if that is news."""
     news = host is None or version is not None or info is not None
     if news or abs(tx.time - host["last_seen"]) >= LAST_SEEN_STEP:
         store_host(tx, project, hostname, version, None if info is None else tracker.encode(info).decode())
@@ -952,8 +961,8 @@ def triggered(
 ) -> dict[str, Any]:
     """A new job of this task or workflow (which begins with the task), as its maker sees it: with its whole host."""
     arguments, objects = arguments_for(ask, task), Objects(tx)
-    tracker.charge_trigger(tx, of["project"])
-    job = make(tx, of, {}, arguments, "theeye", manager=caller and caller.manager)
+    with tracker.charge_trigger(tx, of["project"]):
+        job = make(tx, of, {}, arguments, "theeye", manager=caller and caller.manager)
     return {**objects.job(job), "host": objects.host(job["project"])}
 
 
@@ -1051,8 +1060,8 @@ def get_config(tx: Tx, ask: Ask, caller: Caller) -> dict[str, Any]:
 
 def keep_alive(tx: Tx, ask: Ask, caller: Caller) -> None:
     """PUT /agent/{hostname}: every few seconds. A host that was deleted comes back by it."""
-    note_host(tx, caller.project, ask.path["hostname"])
     tracker.authenticate(tx, caller.worker)  # it was seen, too
+    note_host(tx, caller.project, ask.path["hostname"])
 
 
 class Fetched(NamedTuple):
@@ -1065,9 +1074,10 @@ class Fetched(NamedTuple):
 def fetch_job(tx: Tx, ask: Ask, caller: Caller) -> Fetched:
     """GET /job?hostname=: the next job for the agent, assigned to its worker.
 
-    A rate limit or a pause is no error to an agent: there is no job for it now.
+    A rate limit or a pause is no error to an agent: there is no job for it now. What is one leaves nothing noted.
     """
-    note_host(tx, caller.project, ask.given("hostname"))
+    hostname = ask.given("hostname")
+    host = checked_host(tx, caller.project, hostname)
     tracker.authenticate(tx, caller.worker)
     tasks, objects = [], Objects(tx)
     if not tx.one("SELECT paused FROM worker WHERE id = ?", (caller.worker.id,))["paused"]:
@@ -1076,6 +1086,7 @@ def fetch_job(tx: Tx, ask: Ask, caller: Caller) -> Fetched:
         except TrackerError as error:
             if error.code != "too_fast":
                 raise
+    note_seen(tx, host, caller.project, hostname)
     return Fetched([fetched_job(tx, ask, objects, tracker.find_job(tx, task.job.id)) for task in tasks], tasks)
 
 

@@ -18,19 +18,23 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import nursery
 import pytest
 from conftest import MovedClock, Site, Worker, dump, dumping, wait_until
-from place import OPERATIONS, Jobs, call, check_counts, furnish, new_task
+from place import OPERATIONS, Jobs, call, check_counts, create_worker, furnish, new_task, template_body
 
+import attempts
+import pages
 import shapes
 import tracker
 import workers
 import writer
 from database import connect, prepare_file
+from dialects import otter, theeye
 from tracker import Tx
 
 # ── A database of one's own, and a writer to it ───────────────────────────────────────────────────────────────────────
@@ -876,3 +880,102 @@ def test_a_bulk_release_of_which_one_is_refused_has_written_nothing() -> None:
 def test_the_end_of_a_pause_of_a_worker_that_is_none_has_written_nothing() -> None:
     queue = Jobs()
     assert write_nothing(queue, workers.resume_worker, queue.session, queue.project, 999)
+
+
+def limited(queue: Jobs) -> None:
+    """What the project's workers submit has a rate, so that a job of theirs is counted."""
+    queue.connection.execute("UPDATE project SET submit_rate = 100")
+
+
+def asked_for_access(queue: Jobs) -> tuple:
+    queue.do(tracker.request_access, queue.do(create_worker), shapes.AccessBody(queue.project, submit=True))
+    return pages.answer_requests, queue.session, queue.project, pages.Answer("accept", "all", most=0), []
+
+
+def blocked(queue: Jobs) -> tuple:
+    queue.create_manager("other")
+    queue.connection.execute("UPDATE manager SET blocked = 1 WHERE id = 2")
+    queue.do(tracker.count_login, "other", "192.0.2.1", "")
+    return tracker.accept_login, 2, "other", "192.0.2.1", ""
+
+
+def made_with(queue: Jobs, **fields: Any) -> tuple:
+    return (
+        tracker.create_template,
+        queue.session,
+        template_body(queue.project, **{"name": "new", "script": "echo new", **fields}),
+    )
+
+
+def triggered(queue: Jobs, **body: Any) -> tuple:
+    limited(queue)
+    template = queue.create_template(arguments=[{"type": "input"}], undeclared=False)
+    return tracker.trigger_template, queue.worker, template, shapes.TriggerBody(**body)
+
+
+def tried_again(queue: Jobs) -> tuple:
+    limited(queue)
+    return tracker.retry_job, queue.worker, queue.trigger(queue.create_template())
+
+
+def started(queue: Jobs, **fields: Any) -> tuple:
+    workflow = queue.create_workflow(queue.create_template(**fields))
+    return tracker.trigger_workflow, queue.session, workflow, shapes.TriggerBody({"a": 2})
+
+
+def started_elsewhere(queue: Jobs) -> tuple:
+    other = queue.create_project("other")
+    workflow = queue.create_workflow(queue.create_template(project=other))
+    queue.connection.execute("UPDATE project SET archived = 1 WHERE id = ?", (other,))
+    return tracker.trigger_workflow, queue.session, workflow, shapes.TriggerBody()
+
+
+def through_otter(queue: Jobs) -> tuple:
+    limited(queue)
+    queue.create_template("build", api=True, undeclared=False)
+    guesser = attempts.Guesser(attempts.Guesses(), "192.0.2.1")
+    return otter.trigger_template, {"template": "build", "key": "", "unknown": 1}, guesser, "", None
+
+
+def through_theeye(queue: Jobs) -> tuple:
+    limited(queue)
+    (template,) = queue.rows(
+        "SELECT * FROM template WHERE id = ?", queue.create_template(arguments=[{"type": "input"}])
+    )
+    ask = SimpleNamespace(body={"task_arguments": ["\0"]}, query={}, path={})
+    return theeye.triggered, ask, None, tracker.make_job, template, template
+
+
+def fetched_without_access(queue: Jobs) -> tuple:
+    queue.connection.execute("DELETE FROM worker_access")
+    ask = SimpleNamespace(given={"hostname": "machine"}.get)
+    return theeye.fetch_job, ask, SimpleNamespace(project=queue.project, worker=queue.worker)
+
+
+REFUSED: dict[str, Callable[[Jobs], tuple]] = {
+    "a template with a blank name": lambda queue: made_with(queue, name=" "),
+    "a template with a short key": lambda queue: made_with(queue, key="short"),
+    "a template that declares a variable twice": lambda queue: made_with(queue, variables=[{"name": "a"}] * 2),
+    "a template whose name is one for programs already": lambda queue: (
+        queue.create_template("new", api=True) and made_with(queue, api=True)
+    ),
+    "a worker's job without its arguments": triggered,
+    "a worker's job with a variable too many": lambda queue: triggered(queue, variables={"x": 1}, arguments=[1]),
+    "another try of a job that has not ended": tried_again,
+    "a run whose first step has no arguments": lambda queue: started(queue, arguments=[{"type": "input"}]),
+    "a run whose first step is not allowed its variable": lambda queue: started(
+        queue, variables=[{"name": "a", "allowed": [1]}]
+    ),
+    "a run whose first step is in an archived project": started_elsewhere,
+    "a job for Otter with a variable too many": through_otter,
+    "a job for theeye.io with arguments that cannot be": through_theeye,
+    "a theeye.io agent without access": fetched_without_access,
+    "the login of a blocked manager": blocked,
+    "an answer to more requests than were asked about": asked_for_access,
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused_has_written_nothing(name: str) -> None:
+    queue = Jobs()
+    assert write_nothing(queue, *REFUSED[name](queue))

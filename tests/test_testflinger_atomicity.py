@@ -174,6 +174,10 @@ MUCH = Raw(b'"%b"' % (b"x" * domain.MOST_REPORTED))
 REFUSED: dict[str, Callable[[Lab], Operation]] = {
     "too much reported": lambda lab: (domain.add_result, (None, NOBODY, None, {"more": MUCH}, None)),
     "too much output": lambda lab: (domain.add_fragment, (None, NOBODY, "output", None, bytes(MUCH).decode())),
+    "another key with limits that cannot be": lambda lab: (
+        clients.put_permissions,
+        (lab.admin, "user", clients.PermissionsBody(client_secret="another key of it", allowed_queues=["*"])),
+    ),
     "a queue for an unknown client": lambda lab: (clients.add_restricted_queue, (lab.admin, "another", "nobody")),
 }
 
@@ -185,4 +189,13 @@ def test_what_is_refused_has_written_nothing(name: str) -> None:
     function, args = REFUSED[name](memory.do(furnish))
     before = memory.connection.total_changes
     memory.refusal(function, *args)
+    assert memory.connection.total_changes == before
+
+
+def test_a_job_for_an_archived_queue_has_written_nothing() -> None:
+    memory = Memory()
+    memory.do(furnish)
+    memory.connection.execute("UPDATE project SET archived = 1")
+    before = memory.connection.total_changes
+    assert "is archived" in memory.refusal(domain.submit_job, None, submission(script="echo another"))
     assert memory.connection.total_changes == before

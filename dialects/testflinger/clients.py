@@ -530,9 +530,10 @@ def put_permissions(tx: Tx, caller: Client | None, client: str, body: Permission
         fields = {**errors.given_fields(body), "client_id": client}
         return create_permissions(tx, caller, as_body(fields, NewPermissionsBody))
     require_manager_client(caller, row["role"])
+    changed = change_limits(tx, row, body)
     if body.client_secret is not UNSET:
         change_key(tx, client, body.client_secret)
-    return shown_json(change_limits(tx, row, body))
+    return shown_json(changed)
 
 
 def delete_permissions(tx: Tx, caller: Client | None, client: str) -> None:

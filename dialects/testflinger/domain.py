@@ -79,8 +79,8 @@ def submit_job(tx: Tx, client: clients.Client | None, wanted: Submission, source
     tx.limits.check_disk()
     check_room(tx)
     project = make_queue(tx, wanted.queue, maker=clients.maker(client, source))
-    tracker.charge_trigger(tx, project)
-    job = tracker.insert_job_alone(tx, job_columns(tx, project, wanted))
+    with tracker.charge_trigger(tx, project):
+        job = tracker.insert_job_alone(tx, job_columns(tx, project, wanted))
     attachments, secret = "waiting" if wanted.attachments else "none", bool(wanted.secrets)
     (uuid,) = tx.one(
         "UPDATE testflinger_job SET uuid = ifnull(?, uuid), attachments = ?, client = ?, secret = ? WHERE job = ?"
