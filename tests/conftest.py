@@ -31,6 +31,7 @@ from wire import Wire
 import attempts
 import database
 import tracker
+import writer
 
 # Also for pytest's own processes and those that tests start. What was compiled is kept, even where the environment is
 # against it; and who makes an HTTP client reads one certificate, as reading all takes longer than a test's requests.
@@ -388,6 +389,28 @@ def nothing_goes_on() -> Iterator[None]:
         )
         for thread in threads
     ]
+
+
+@pytest.fixture(autouse=True)
+def refuse_before_writing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Whatever a test has a tracker in this process refuse, it has written nothing before, but by a test's function.
+
+    Else anybody could have the batch of everybody's calls run twice.
+    """
+    late, run_plainly = [], writer.run_plainly
+
+    def watched(*args: Any) -> writer.Outcome:
+        try:
+            return run_plainly(*args)
+        except writer.HalfDone as half:
+            of_a_test = Path(getattr(half.kind, "co_filename", "")).parent == Path(__file__).parent
+            if isinstance(half.__context__, tracker.TrackerError) and not of_a_test:
+                late.append(half.__context__)
+            raise
+
+    monkeypatch.setattr(writer, "run_plainly", watched)
+    yield
+    assert not late, "refused after it had written"
 
 
 @functools.cache

@@ -102,12 +102,15 @@ class Memory:
         self.announced: Counter[int] = Counter()  # project: how many of its tasks the last transaction said are ready
 
     def do(self, function: Callable, *args: Any) -> Any:
+        """What it returns. What it refuses it has to refuse before it writes: see conftest.refuse_before_writing."""
         self.connection.execute("BEGIN IMMEDIATE")
-        tx = Tx(self.connection, self.clock, self.settings)
+        tx, changes = Tx(self.connection, self.clock, self.settings), self.connection.total_changes
         try:
             outcome = call(tx, function, *args)
-        except BaseException:
+        except BaseException as error:
             self.connection.execute("ROLLBACK")
+            written = self.connection.total_changes != changes
+            assert not (written and isinstance(error, tracker.TrackerError)), f"refused after it had written: {error}"
             raise
         self.connection.execute("COMMIT")
         self.announced = Counter()
