@@ -391,9 +391,13 @@ def nothing_goes_on() -> Iterator[None]:
     ]
 
 
+TESTS = Path(__file__).parent
+
+
 @pytest.fixture(autouse=True)
 def refuse_before_writing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Whatever a test has a tracker in this process refuse, it has written nothing before, but by a test's function.
+    """Whatever a test has a tracker in this process refuse, it has written nothing before, but by a test's own function
+    or refusal.
 
     Else anybody could have the batch of everybody's calls run twice.
     """
@@ -403,9 +407,10 @@ def refuse_before_writing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         try:
             return run_plainly(*args)
         except writer.HalfDone as half:
-            of_a_test = Path(getattr(half.kind, "co_filename", "")).parent == Path(__file__).parent
-            if isinstance(half.__context__, tracker.TrackerError) and not of_a_test:
-                late.append(half.__context__)
+            error, code = half.__context__, getattr(half.kind, "co_filename", "")
+            of_a_test = Path(code).parent == TESTS or type(error).__module__.startswith("test_")
+            if isinstance(error, tracker.TrackerError) and not of_a_test:
+                late.append(error)
             raise
 
     monkeypatch.setattr(writer, "run_plainly", watched)

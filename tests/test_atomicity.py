@@ -503,6 +503,10 @@ def test_an_exception_at_any_statement_leaves_the_state_before_the_operation(pat
 MANY = 1200  # more than one transaction takes
 
 
+class Withdrawn(tracker.TrackerError):
+    """Access is withdrawn in the middle, say: later than the tracker itself looks at it."""
+
+
 @pytest.mark.parametrize("failing", ["add_bulk_piece", "accept_bulk_submit"])
 def test_a_bulk_submit_that_is_refused_half_way_leaves_nothing(
     site: Site, monkeypatch: pytest.MonkeyPatch, failing: str
@@ -512,10 +516,9 @@ def test_a_bulk_submit_that_is_refused_half_way_leaves_nothing(
     before, real = site.dump(), getattr(tracker, failing)
 
     def fail_at_last(tx: Tx, *args: Any) -> None:
-        """Access is withdrawn meanwhile, say."""
         real(tx, *args)
         if failing == "accept_bulk_submit" or args[1] == 3:  # the third piece
-            raise tracker.TrackerError("forbidden", "You have no SUBMIT access any more")
+            raise Withdrawn("forbidden", "You have no SUBMIT access any more")
 
     monkeypatch.setattr(tracker, failing, fail_at_last)
     answer = worker.bulk_submit([{"project": project, "recipe": str(number)} for number in range(MANY)])
