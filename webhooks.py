@@ -99,7 +99,7 @@ async def send(
             return await _exchange(method, target, headers, content, guard, timeout)
     except (TimeoutError, httpcore.TimeoutException) as error:
         raise TimedOut(f"The webhook at {host} did not answer within {timeout:g} s") from error
-    except (httpcore.NetworkError, httpcore.ProtocolError) as error:
+    except (httpcore.NetworkError, httpcore.ProtocolError, ssl.SSLError) as error:  # TLS may break later, too
         raise Unreachable(f"The webhook at {host} cannot be reached: {_reason(error)}") from error
 
 

@@ -749,6 +749,23 @@ def test_https_to_what_speaks_no_tls_is_unreachable(run: Run) -> None:
     run(send())
 
 
+async def break_tls(writer: asyncio.StreamWriter) -> None:
+    """Sends a record that nobody has encrypted, beside the TLS of which it seems to be a part."""
+    plain = socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno()))
+    with plain:
+        plain.send(b"\x17\x03\x03\x00\x20" + bytes(32))
+
+
+def test_tls_that_breaks_after_its_beginning_is_unreachable(run: Run, authority: trustme.CA, trusted: None) -> None:
+    async def send() -> None:
+        async with hooked(break_tls, ssl=certified(authority, "hook.test", [])) as hook:
+            url, names = f"https://hook.test:{hook.port}/", Names(["127.0.0.1"])
+            with pytest.raises(Unreachable, match="TLS failed"):
+                await put(url, b"{}", LOOPBACK, UNTIL_DONE, resolve=names)
+
+    run(send())
+
+
 # ── Names that hang ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
