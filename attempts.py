@@ -10,16 +10,20 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import functools
 import hashlib
 import hmac
 import logging
 import os
+import re
 import secrets
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from errors import TrackerError
@@ -145,9 +149,28 @@ A_TENTH, LAST = 10, 19  # by which a thread is nicer: it has a tenth of a core t
 
 def give_way(by: int = A_TENTH) -> None:
     """Lets others go before this thread: a password takes a core for a moment, and there may be two cores."""
-    if hasattr(os, "setpriority") and sys.platform == "linux":  # elsewhere it would be the whole process
+    if may_give_way():
         nice = min(19, os.getpriority(os.PRIO_PROCESS, 0) + by)
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
+        with contextlib.suppress(OSError):  # whoever runs it does without
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
+
+
+@functools.cache
+def may_give_way() -> bool:
+    """Whether a thread may be nicer than others. Not where it would be the whole process, as elsewhere than on Linux.
+
+    A filter of system calls may kill whoever asks for that (systemd's SystemCallFilter): so another process does.
+    """
+    if sys.platform != "linux" or not sys.executable:
+        return False
+    asks = "import os; os.setpriority(os.PRIO_PROCESS, 0, 19)"
+    try:
+        if re.search(r"^Seccomp:\s*2$", Path("/proc/self/status").read_text(), re.MULTILINE):
+            subprocess.run([sys.executable, "-ISc", asks], check=True, capture_output=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        log.warning("Passwords are looked at as if they were urgent: the system keeps threads from giving way")
+        return False
+    return True
 
 
 class Place(NamedTuple):

@@ -6,7 +6,10 @@ import asyncio
 import base64
 import concurrent.futures
 import contextlib
+import platform
 import sqlite3
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from itertools import count
@@ -25,6 +28,7 @@ import shapes
 import tracker
 from attempts import FREE_GUESSES, Guesses
 
+HOUSE = Path(attempts.__file__).parent
 HOME, ELSEWHERE = "192.0.2.1", "192.0.2.99"
 
 
@@ -265,6 +269,42 @@ def test_places_of_managers_own_are_bounded_together_but_for_an_admin() -> None:
             pass
         assert places.gauge() == (8, 3, 2, False)
     assert not places.taken_by
+
+
+UNDER_A_FILTER = """
+import asyncio, ctypes, struct, sys
+import attempts
+
+number, action = int(sys.argv[1]), int(sys.argv[2], 16)
+# load the number of the call; is it this one? then that; else allow
+steps = [(0x20, 0, 0, 0), (0x15, 0, 1, number), (0x06, 0, 0, action), (0x06, 0, 0, 0x7FFF0000)]
+program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in steps))
+pointer = struct.pack("HxxxxxxP", len(steps), ctypes.addressof(program))
+system = ctypes.CDLL(None, use_errno=True)
+if system.prctl(38, 1, 0, 0, 0) or system.prctl(22, 2, ctypes.c_char_p(pointer), 0, 0):  # no new privileges, the filter
+    sys.exit("no filter")
+
+async def main():
+    places = attempts.Places(8)
+    for known in ("", "owner"):
+        with places.taken(known) as place:
+            print(await place.hash(attempts.password_matches, "a password", attempts.hash_password("a password")))
+    places.close()
+
+asyncio.run(main())
+"""
+SETPRIORITY = {"x86_64": 141, "aarch64": 140}.get(platform.machine())
+
+
+@pytest.mark.skipif(sys.platform != "linux" or not SETPRIORITY, reason="there are no such filters here")
+@pytest.mark.parametrize("action", ["0x80000000", "0x00050001"], ids=["kills", "refuses"])
+def test_where_no_thread_may_give_way_passwords_are_looked_at_all_the_same(action: str) -> None:
+    command = [sys.executable, "-c", UNDER_A_FILTER, str(SETPRIORITY), action]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=HOUSE)
+    if done.stderr == "no filter\n":
+        pytest.skip("this machine lets nobody set a filter")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["True", "True"] and done.stderr.count("urgent") == 1
 
 
 def test_whoever_has_many_passwords_looked_at_has_no_more_turns_than_others() -> None:

@@ -60,6 +60,13 @@ def test_services_have_no_more_rights_than_they_need(name: str) -> None:
     assert service["CapabilityBoundingSet"] == "" and ("User" in service or service["DynamicUser"] == "true")
 
 
+def test_the_trackers_threads_may_give_way_to_others_and_no_call_of_the_system_kills_it() -> None:
+    lines = (DEPLOY / "tracker.service").read_text("utf-8").splitlines()
+    filters = [line for line in lines if line.startswith("SystemCallFilter=")]
+    assert filters.index("SystemCallFilter=setpriority") > filters.index("SystemCallFilter=~@privileged @resources")
+    assert "SystemCallErrorNumber=EPERM" in lines
+
+
 def test_nginx_takes_its_file_and_sends_what_the_tracker_needs(tmp_path: Path) -> None:
     text = (DEPLOY / "nginx.conf").read_text("utf-8")
     assert text.count("proxy_set_header Host $http_host;") >= 2
