@@ -204,7 +204,7 @@ class Unpacked:
 
 # Of the process, which has one memory and one disk, however many trackers it serves.
 MIB = 2**20
-ARRIVING = Shares(256 * MIB)  # bytes of bodies that are held in memory while they arrive, of all together
+ARRIVING = Shares(256 * MIB)  # bytes of bodies that are held in memory while they arrive, or wait to be read
 SPOOLED = Shares(1024 * MIB)  # bytes of bodies that are in temporary files
 
 
@@ -434,6 +434,27 @@ class Form(MultiPartParser):
             self.text += end - start
 
 
+@contextlib.asynccontextmanager
+async def held(source: str, size: int) -> AsyncIterator[None]:
+    """So much of a body that has arrived from this address is held meanwhile, in memory.
+
+    Refuses (unavailable) who holds most, by address, when all of it is too much: the block is given up for that.
+    """
+    now = asyncio.get_running_loop().time
+    holding = Holding(source, lambda: patience.reschedule(now()))
+    try:
+        async with asyncio.timeout(None) as patience:
+            if not ARRIVING.hold(holding, size) and ARRIVING.used > size:
+                raise too_much("max_arriving", ARRIVING)
+            yield
+    except TimeoutError:
+        if not holding.lost:
+            raise
+        raise too_much("max_arriving", ARRIVING) from None
+    finally:
+        ARRIVING.leave(holding)
+
+
 LARGE = 2**16  # bytes of a body whose decoding would hold up other requests
 
 
@@ -449,7 +470,10 @@ class Aside:
 
     async def decoded(self, source: str, body: bytes, decode: Callable, *args: Any) -> Any:
         """What the function makes of a body that comes from this address. A small one does not wait."""
-        return decode(body, *args) if len(body) <= LARGE else await self.done(source, decode, body, *args)
+        if len(body) <= LARGE:
+            return decode(body, *args)
+        async with held(source, len(body)):
+            return await self.done(source, decode, body, *args)
 
     async def done(self, source: str, function: Callable, *args: Any) -> Any:
         """What the function returns, which is called for somebody at this address."""

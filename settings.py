@@ -295,8 +295,9 @@ class Settings(shapes.Shape, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     ] = 10_000
     max_arriving: Annotated[
         shapes.Count,
-        "Memory for requests that have not arrived in whole, unpacked, in MiB, of the whole process. Beyond, those of"
-        " the address that holds most are refused (503), but one alone may be as large as its call allows.",
+        "Memory for requests that have not arrived in whole, or wait to be read or stored, unpacked, in MiB, of the"
+        " whole process. Beyond, those of the address that holds most are refused (503), but one alone may be as large"
+        " as its call allows.",
     ] = 256
     max_spooled: Annotated[
         shapes.Count, "The same of uploads that are in temporary files (in TMPDIR) until they are stored, in MiB."

@@ -166,7 +166,7 @@ from meter import counted
 from packing import pack
 from protocol import LONGEST_DIRECT, Direct, Fields
 from retention import PRUNE, prune, roll_tallies
-from server import Aside, Incoming, Server, hand_out, plain_cycle, run_loop, uvicorn_config, write_at_once
+from server import Aside, Incoming, Server, hand_out, held, plain_cycle, run_loop, uvicorn_config, write_at_once
 from settings import FIELDS, Settings
 from shapes import COUNT_COLUMNS, INT16_MAX, INT64_MAX, PROJECT_COLUMNS, Id, Manager, Project, Task, about
 from streams import Stream
@@ -4821,14 +4821,16 @@ async def bulk_submit(call: Call) -> Reply:
 
 async def store_bulk(call: Call, credentials: WorkerCredentials, body: bytes) -> Reply:
     """Small ones in one transaction; large ones in pieces that count, all of them, from one commit on."""
-    tracker = call.tracker
-    if len(body) > 1024 * tracker.settings.max_body:  # only who may submit sends so much, and others need not wait
-        bulk = await asyncio.to_thread(read_bulk, body, tracker.settings.max_bulk)
-    else:
-        bulk = await tracker.aside.done(call.source, read_bulk, body, tracker.settings.max_bulk)
-    if bulk.count <= PIECE_TASKS and len(body) <= PIECE_BYTES:
+    tracker, size = call.tracker, len(body)
+    async with held(call.source, size):
+        if size > 1024 * tracker.settings.max_body:  # only who may submit sends so much, and others need not wait
+            bulk = await asyncio.to_thread(read_bulk, body, tracker.settings.max_bulk)
+        else:
+            bulk = await tracker.aside.done(call.source, read_bulk, body, tracker.settings.max_bulk)
+    if bulk.count <= PIECE_TASKS and size <= PIECE_BYTES:
         return Reply(await tracker.db.write(submit_tasks, credentials, tasks_in(bulk), long=True))
-    stored = await store_pieces(tracker, credentials, bulk)
+    del body  # its tasks are in the pieces
+    stored = await store_pieces(tracker, credentials, bulk, held(call.source, size))
     return Reply(shapes.BulkSubmitted(stored, bulk.count - stored))
 
 
@@ -4870,10 +4872,15 @@ async def staged(tracker: Tracker, *begin: Any) -> AsyncIterator[int]:
         raise
 
 
-async def store_pieces(tracker: Tracker, credentials: WorkerCredentials, bulk: Bulk) -> int:
-    """Stages the pieces, accepts them together, and waits until they are in the queue. How many tasks were stored."""
+async def store_pieces(tracker: Tracker, credentials: WorkerCredentials, bulk: Bulk, room: Any) -> int:
+    """Stages the pieces, accepts them together, and waits until they are in the queue. How many tasks were stored.
+
+    They are in memory, where `room` holds them, until all are staged.
+    """
     async with staged(tracker, begin_bulk_submit, credentials, bulk.project) as operation:
-        await stage(tracker.db, operation, iter(bulk.pieces))
+        async with room:
+            await stage(tracker.db, operation, iter(bulk.pieces))
+            bulk.pieces.clear()
         await tracker.db.write(accept_bulk_submit, credentials, operation, bulk.count)
     return await tracker.begin_operation(operation, answered=True)
 
@@ -5213,7 +5220,8 @@ async def git_receive(call: Call) -> Reply:
     push = await call.decoded(body, decode, shapes.PushBody)
     keys, seen = await call.tracker.db.read(keys_for, push)
     aside = functools.partial(call.tracker.aside.done, call.source, signed_with)
-    signed = {one: key for one, key in keys.items() if await aside(key, body, signatures)}  # anybody may add one
+    async with held(call.source, len(body)):
+        signed = {one: key for one, key in keys.items() if await aside(key, body, signatures)}  # anybody may add one
     check_known(signed, seen, push)
     return Reply(await call.tracker.db.write(receive_push, push, body, signed))
 

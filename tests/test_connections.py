@@ -18,9 +18,11 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from conftest import Site, wait_until
 from test_server import Running, read_all, run
@@ -480,6 +482,33 @@ def test_bodies_that_never_arrive_in_whole_are_bounded_in_memory(site: Site, arr
     for connection in held:
         connection.close()
     wait_until(lambda: arriving.used == 0)
+
+
+def test_bulks_that_are_not_stored_yet_are_bounded_in_memory(
+    site: Site, arriving: Shares, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on, stage = threading.Event(), tracker.stage
+    project = site.admin.create_project()
+    worker = site.create_worker(project)
+
+    async def wait(*args: Any) -> None:
+        while not go_on.is_set():
+            await asyncio.sleep(0.01)
+        await stage(*args)
+
+    def submit(number: int) -> httpx.Response:
+        return worker.bulk_submit([{"project": project, "recipe": f"{number} {n} {'x' * 300}"} for n in range(600)])
+
+    monkeypatch.setattr(tracker, "stage", wait)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(submit, 1)
+        wait_until(lambda: arriving.used > 180_000 and site.read("SELECT 1 FROM operation"))
+        answer = submit(2)
+        assert answer.status_code == 503 and "(max_arriving)" in answer.json()["message"]
+        go_on.set()
+        assert first.result().json()["content"]["submitted"] == 600
+    assert arriving.used == 0
+    assert submit(2).json()["content"]["submitted"] == 600
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,8 @@ import libraries
 import listening
 import server
 import tracker
+from errors import TrackerError
+from shares import Shares
 
 HOME = Path(server.__file__).parent
 
@@ -321,3 +323,26 @@ def test_large_bodies_are_read_one_at_a_time_and_in_turns_by_address() -> None:
     asyncio.run(main())
     assert most == 1
     assert [HOSTS.index(whose) for whose in read] == [0, 0, 3, 4, 0, 5]
+
+
+def test_large_bodies_that_wait_to_be_read_are_bounded_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "ARRIVING", Shares(300_000))
+
+    async def main() -> None:
+        aside, go_on = server.Aside(), threading.Event()
+
+        def read(host: str) -> asyncio.Future:
+            return asyncio.ensure_future(aside.decoded(host, bytes(2**17), lambda body: go_on.wait(30)))
+
+        first, second, third = (read(HOSTS[0]) for _ in range(3))
+        with pytest.raises(TrackerError, match="max_arriving"):
+            await third
+        other = read(HOSTS[3])
+        with pytest.raises(TrackerError, match="max_arriving"):  # whoever holds most makes room
+            await first
+        go_on.set()
+        assert await asyncio.gather(second, other) == [True, True]
+        assert server.ARRIVING.used == 0
+        aside.close()
+
+    asyncio.run(main())
