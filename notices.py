@@ -376,6 +376,7 @@ class Notices:
         self.db, self.settings = db, db.settings
         self._tested: dict[int, float] = {}  # when a project's hook was tried
         self._unnoted: list[tuple[Notice, str]] = []  # what was sent, and came of it, and is not stored yet
+        self.tests = webhooks.Relay(SENDERS)
 
     async def look(self) -> None:
         """Stores notices of what has begun to be so, and sends those that are due."""
@@ -446,6 +447,11 @@ class Notices:
         token, made = secrets.token_hex(12), int(self.db.clock.time())
         where = hook["url"], hook["kind"], hook["trusted"]
         notice = Notice(0, token, project, name, "test", "this is a test", made, 0, *where)
-        if problem := await self.send(notice):
+        try:
+            async with self.tests.turn(str(project), TIMEOUT):
+                problem = await self.send(notice)
+        except webhooks.TimedOut as error:
+            problem = str(error)
+        if problem:
             raise TrackerError("unavailable", problem)
         await self.db.write(note_test_taken, project)

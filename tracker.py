@@ -89,6 +89,7 @@ import notices
 import openapi
 import pauses
 import shapes
+import webhooks
 from attempts import (
     Attempt,
     Guesser,
@@ -4025,7 +4026,7 @@ class Tracker:
         self.guesses = Guesses()
         self.sent, self.shown = forms.Sent(), forms.Lately(60.0)
         self.crowds = forms.Lately(10.0)  # pages of public projects for volunteers
-        self.logins, self.aside = Places(settings.max_logins), Aside()
+        self.logins, self.aside, self.relay = Places(settings.max_logins), Aside(), webhooks.Relay()
         self.limits.gauges |= {"max_waits": self.waiters.shares.gauge, "max_logins": self.logins.gauge}
         self.code = ""  # with which the first account may be made from anywhere
         self._tasks: set[asyncio.Task] = set()

@@ -14,6 +14,7 @@ are answers like others; proxies, cookies and connections of earlier events do n
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import functools
 import ipaddress
@@ -23,7 +24,7 @@ import re
 import socket
 import ssl
 import threading
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import Future
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any, NamedTuple
@@ -32,6 +33,7 @@ from urllib.parse import urlsplit
 import httpcore
 
 from errors import TrackerError
+from turns import FairQueue
 
 TIMEOUT = 3.0  # seconds for everything: the name, the connection, TLS, sending and the whole answer
 MAX_ANSWER = 2**16  # bytes of an answer that are kept; the rest is not even read
@@ -40,6 +42,7 @@ MAX_PIECE = 2**11  # bytes that are read at once: what is read takes long if it 
 MAX_URL = 4096  # characters
 ATTEMPTS = 4  # addresses of one name that are tried: a name with a thousand must not make a scanner of the tracker
 LOOKUPS = 8  # names that are looked up at the same time, for those who are trusted and for the others each
+AT_ONCE = 24  # events on their way for those who wait for an answer: each takes a file descriptor
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -101,6 +104,27 @@ async def send(
         raise TimedOut(f"The webhook at {host} did not answer within {timeout:g} s") from error
     except (httpcore.NetworkError, httpcore.ProtocolError, ssl.SSLError) as error:  # TLS may break later, too
         raise Unreachable(f"The webhook at {host} cannot be reached: {_reason(error)}") from error
+
+
+class Relay:
+    """Events that somebody has sent, and waits for: some at a time, the others in turns.
+
+    They go on when their sender has gone, so the bound on connections is none on these.
+    """
+
+    def __init__(self, at_once: int = AT_ONCE):
+        self.queue = FairQueue(at_once)
+
+    @contextlib.asynccontextmanager
+    async def turn(self, whose: str, timeout: float) -> AsyncIterator[None]:
+        """For as long as it is somebody's turn. Raises TimedOut if it has not come after so many seconds."""
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                async with asyncio.timeout(timeout):
+                    await stack.enter_async_context(self.queue.turn(FairQueue.OTHER, whose))
+            except TimeoutError:
+                raise TimedOut("Too many events are on their way at once: please try again") from None
+            yield
 
 
 async def _exchange(

@@ -8,7 +8,9 @@ import http.server
 import json
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -459,6 +461,33 @@ def test_a_receiver_that_redirects_is_said_not_to_be_followed() -> None:
     assert notices.problem_of(302).startswith(
         "The receiver answered with status 302"
     ) and "redirect" in notices.problem_of(302)
+
+
+def test_few_tests_are_on_their_way_at_once_however_many_projects_send_one(
+    told: Site, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on, running, most = threading.Event(), 0, 0
+    projects = [told.admin.create_project(f"project {number}") for number in range(notices.SENDERS + 2)]
+    for project in projects:
+        assert form(told, f"/ui/projects/{project}/notices", url=receiver.url, kind="json").status_code == 200
+
+    async def wait(*args: Any) -> str:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        while not go_on.is_set():
+            await asyncio.sleep(0.01)
+        running -= 1
+        return ""
+
+    monkeypatch.setattr(notices, "TIMEOUT", 60.0)
+    monkeypatch.setattr(notices.Notices, "send", wait)
+    with ThreadPoolExecutor(len(projects)) as pool:
+        sent = [pool.submit(form, told, f"/ui/projects/{project}/notices/test") for project in projects]
+        wait_until(lambda: running == notices.SENDERS)
+        go_on.set()
+        assert all("The test was taken." in one.result().text for one in sent)
+    assert most == notices.SENDERS
 
 
 @pytest.mark.parametrize(

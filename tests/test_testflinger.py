@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import contextlib
 import http.server
 import json
 import re
@@ -12,7 +14,8 @@ import statistics
 import subprocess
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -1497,6 +1500,47 @@ def test_the_name_of_an_events_receiver_is_looked_up_apart_if_an_admin_trusts_th
     assert hooked.site.admin.post(f"/project/trust/{project}").status_code == 200
     assert send_event(hooked, job_status_webhook=receiver.url).status_code == 200
     assert seen == [bool(trusted), True]
+
+
+def test_few_events_are_on_their_way_at_once_however_many_are_sent(
+    hooked: Lab, receiver: http.server.HTTPServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, agent, go_on, running, most = hooked.submit("q"), hooked.agent("a"), threading.Event(), 0, 0
+
+    async def wait(*args: Any, **options: Any) -> webhooks.Answer:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        while not go_on.is_set():
+            await asyncio.sleep(0.01)
+        running -= 1
+        return webhooks.Answer(200, "thanks")
+
+    monkeypatch.setattr(webhooks, "send", wait)
+    monkeypatch.setattr(webhooks, "TIMEOUT", 60.0)
+    agent.polled("q")
+    path, event = f"/v1/job/{job}/events", {"job_status_webhook": receiver.url, "events": []}
+    with ThreadPoolExecutor(webhooks.AT_ONCE + 4) as pool:
+        sent = [pool.submit(agent.http.post, path, json=event) for _ in range(webhooks.AT_ONCE + 4)]
+        wait_until(lambda: running == webhooks.AT_ONCE)
+        go_on.set()
+        assert {one.result().status_code for one in sent} == {200}
+    assert most == webhooks.AT_ONCE
+
+
+def test_an_event_whose_turn_does_not_come_is_answered_like_one_that_nobody_takes(
+    hooked: Lab, receiver: http.server.HTTPServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhooks, "TIMEOUT", 0.01)
+    monkeypatch.setattr(webhooks.FairQueue, "turn", lambda *_: never())
+    response = send_event(hooked, job_status_webhook=receiver.url, events=[])
+    assert refused(response, 504) and "at once" in response.text
+
+
+@contextlib.asynccontextmanager
+async def never() -> AsyncIterator[None]:
+    await asyncio.sleep(60)
+    yield
 
 
 def test_what_a_webhook_answers_is_passed_on(hooked: Lab, receiver: http.server.HTTPServer) -> None:

@@ -40,7 +40,8 @@ from dialects.plumbing import HEADERS, as_bytes, as_json, as_text, may_be_long, 
 from dialects.testflinger import clients, domain, queues
 from dialects.testflinger.files import Stored, files_of
 from dialects.testflinger.queues import Unprocessable
-from server import LARGE
+from limits import site_of
+from server import LARGE, held
 from streams import Stream
 from tracker import TrackerError, Tx, encode
 
@@ -579,8 +580,9 @@ async def send_events(ask: Ask) -> Response:
     trusted = await ask.read(lambda tx, client: domain.check_events(tx, client, uuid, ask.agent))
     event = encode({name: value for name, value in given.items() if name != "job_status_webhook"})
     try:
-        networks = ask.tracker.settings.webhook_networks
-        answer = await webhooks.send(target, event, networks, webhooks.TIMEOUT, trusted=trusted)
+        networks, turn = ask.tracker.settings.webhook_networks, ask.tracker.relay.turn
+        async with held(ask.source, len(event)), turn(site_of(ask.source), webhooks.TIMEOUT):
+            answer = await webhooks.send(target, event, networks, webhooks.TIMEOUT, trusted=trusted)
     except webhooks.Refused as error:
         raise TrackerError("invalid", f"{error}", "job_status_webhook") from None
     except (webhooks.TimedOut, webhooks.Unreachable) as error:
