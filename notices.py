@@ -357,8 +357,9 @@ async def run_command(command: Sequence[str], content: bytes) -> str:
         return f"The command cannot be run: {error.strerror}"
     try:
         async with asyncio.timeout(TIMEOUT):
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError, RuntimeError):  # uvloop's: it was closed
                 await process.communicate(content)
+            await process.wait()  # who has not read it may be at work all the same
     except TimeoutError:
         return f"The command did not end within {TIMEOUT:g} s"
     finally:

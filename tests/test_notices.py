@@ -605,6 +605,24 @@ def test_a_command_of_the_operator_gets_the_notice_on_its_standard_input(
     assert json.loads((tmp_path / "told").read_text())["event"] == "test"
 
 
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize(("code", "said"), [(0, ""), (3, "The command ended with status 3")])
+def test_a_command_need_not_read_what_it_is_told(
+    monkeypatch: pytest.MonkeyPatch, loop: str, code: int, said: str
+) -> None:
+    start = asyncio.create_subprocess_exec
+
+    async def start_and_end(*command: str, **options: Any) -> asyncio.subprocess.Process:
+        process = await start(*command, **options)
+        await process.wait()
+        return process
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", start_and_end)
+    factory = pytest.importorskip("uvloop").new_event_loop if loop == "uvloop" else None
+    with asyncio.Runner(loop_factory=factory) as runner:
+        assert runner.run(notices.run_command([sys.executable, "-c", f"raise SystemExit({code})"], b"{}")) == said
+
+
 def test_a_command_is_for_those_alone_who_run_the_tracker(told: Site) -> None:
     project = told.admin.create_project()
     assert "this tracker</option>" not in told.admin.http.get(f"/ui/projects/{project}/edit").text
