@@ -243,31 +243,42 @@ class Bringer(Protocol):
     source: str
 
 
+class HeldJob(Protocol):
+    """The task of a job, and when its lease began and how long it is."""
+
+    project: int
+    assigned_uptime: float
+    max_assign_time: int
+
+
 SMALL_RESULT = 4096  # bytes, which anybody may bring at the end of a job
 
 
-def check_results(tx: Tx, worker: Bringer, results: Mapping[int, tuple[int, Raw | UnsetType]]) -> None:
-    """Refuses (429) results of jobs, by task with their projects, that are more than a stranger may bring.
+def check_results(tx: Tx, worker: Bringer, results: Mapping[int, tuple[HeldJob, Raw | UnsetType]]) -> None:
+    """Refuses (429) results of jobs, by task with what is held of it, that are more than a stranger may bring.
 
     All of them, and then none counts: else of several that are sent again and again the first would spend each time
-    what the last wait for.
+    what the last wait for. One whose lease would end before it is taken is rather taken now.
     """
     sizes: dict[int, int] = {}
-    for project, output in results.values():
+    end = math.inf
+    for task, output in results.values():
         size = 0 if output is UNSET else memoryview(output).nbytes
         if size > SMALL_RESULT:
-            sizes[project] = sizes.get(project, 0) + size
-    check_stranger(tx, worker.id, worker.source, sizes)
+            sizes[task.project] = sizes.get(task.project, 0) + size
+            end = min(end, task.assigned_uptime + task.max_assign_time)
+    check_stranger(tx, worker.id, worker.source, sizes, end - tx.uptime)
 
 
-def check_stranger(tx: Tx, worker: int, source: str, sizes: dict[int, int]) -> None:
+def check_stranger(tx: Tx, worker: int, source: str, sizes: dict[int, int], patience: float = math.inf) -> None:
     """Refuses (429) more bytes of jobs, by project, than workers without access may bring from an address.
 
-    Else one that makes jobs by a template that needs no key, and does them itself, fills the disk.
+    Else one that makes jobs by a template that needs no key, and does them itself, fills the disk. `patience`: the
+    seconds for which they can wait.
     """
     granted = "SELECT 1 FROM worker_access WHERE worker = ? AND project = ? AND role_assign AND NOT request"
     if source and (strange := [size for project, size in sizes.items() if not tx.one(granted, (worker, project))]):
-        tx.limits.bring_as_stranger(source, sum(strange))
+        tx.limits.bring_as_stranger(source, sum(strange), patience)
 
 
 def weigh(tx: Tx, project: int, size: int) -> None:

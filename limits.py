@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import shutil
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -28,6 +29,7 @@ LOG_BURST = 60.0  # seconds whose log lines may come at once
 NUMBERS = 20  # managers in an hour that one may give roles by number without seeing them; and
 TEAM = 3  # times as many may all managers who have logged in from the same address
 JOB_BURST = 300.0  # and what strangers bring of jobs
+REPEAT_TIME = 5.0  # and in which a call that was refused is there again, when it is time
 HOUR = 3600.0
 SITE = 8  # times what an address may do, may those of one /48 of IPv6 together
 LARGEST_FLOOR = 20  # the floor of free disk is at most one part in so many of the disk
@@ -297,16 +299,20 @@ class Limits:
             self.network_numbers.take(network)
         return True
 
-    def bring_as_stranger(self, source: str, size: int) -> None:
+    def bring_as_stranger(self, source: str, size: int, patience: float = math.inf) -> None:
         """A worker without access brings so many bytes of a job from this address. 429 when too much was brought.
 
         What is larger than all that may come at once is taken when nothing else was: else it would be refused for
-        ever. What comes next waits until all of it is made up for.
+        ever. What comes next waits until all of it is made up for. So it does after what is lost unless it is taken
+        within `patience` (seconds), which has as much again for itself.
         """
         most = int(0.99 * 1024 * self.settings.stranger_job_rate * JOB_BURST)
-        self._pass(self.stranger_jobs, "stranger_job_rate", "log lines and results of jobs", source, min(size, most))
-        if source and size > most:
-            self.stranger_jobs.take(source, size - most)
+        delay = self.stranger_jobs.delay(source, min(size, most)) if source else 0.0
+        if delay > JOB_BURST or 0.0 < delay < patience - REPEAT_TIME:
+            problem = "Too many log lines and results of jobs from your address; please wait"
+            raise self.refusal("stranger_job_rate", problem, "too_fast", delay)
+        if source:
+            self.stranger_jobs.take(source, size)
 
     def drops_line(self) -> bool:
         """Whether log lines are dropped, and this one counted, because the disk is nearly full."""

@@ -1875,7 +1875,7 @@ def release_tasks(tx: Tx, credentials: WorkerCredentials, releases: list[shapes.
     asked = encode([release.task_id for release in releases]).decode()
     held = {task.id: task for task in map(Held._make, tx.execute(SELECT_HELD_TASKS, (asked, credentials.id)))}
     found = [(held.get(release.task_id), release.output) for release in releases if credentials.source]
-    budgets.check_results(tx, credentials, {task.id: (task.project, out) for task, out in found if task and task.job})
+    budgets.check_results(tx, credentials, {task.id: (task, out) for task, out in found if task and task.job})
     credentials = credentials._replace(source="")  # of which each would count again
     updated: list[bool] = []
     done: list[Held] = []  # to be closed together, before anything else happens
@@ -2761,7 +2761,7 @@ def renew_lease(tx: Tx, job: sqlite3.Row) -> None:
 
 def release_job(tx: Tx, task: Held, credentials: WorkerCredentials, body: shapes.ReleaseBody, report: Report) -> bool:
     """What a release does to a task that has a job: as to others, but a failed one does not stay in the queue."""
-    budgets.check_results(tx, credentials, {task.id: (task.project, body.output)})
+    budgets.check_results(tx, credentials, {task.id: (task, body.output)})
     if not task.trusted and not budgets.has_room(tx, budgets.text_size(report), task.project):
         tx.limits.beyond("max_untrusted_projects")
         report = report._replace(result=None, output=None)

@@ -443,6 +443,31 @@ def test_strangers_do_not_fill_the_disk_with_results_of_jobs_which_wait(stranger
     assert stranger.released(1, output="x" * 20_000)
 
 
+def hold_until_the_end(stranger: Worker, size: int) -> None:
+    """So much as may come at once has come, of lines and of a result of this size; task 2 has ten seconds left."""
+    assert stranger.site.admin.post("/template/update/1", {"timeout": 100}).status_code == 200
+    assert trigger_keyless(stranger.site, "203.0.113.9") == 200 and stranger.assigned(1)["id"] == 2
+    stranger.site.clock.pass_time(105)
+    assert stored_lines(stranger) == 5 and stranger.release(1, output="x" * size).status_code == 429
+
+
+def test_a_result_of_a_stranger_that_would_be_taken_after_its_lease_is_taken_at_once(stranger: Worker) -> None:
+    hold_until_the_end(stranger, 150_000)
+    assert stranger.released(2, output="x" * 150_000)
+    assert stranger.release(1, output="x" * 20_000).status_code == 429
+
+
+def test_results_of_a_stranger_that_cannot_wait_are_no_more_than_as_much_again(stranger: Worker) -> None:
+    assert stranger.site.admin.post("/template/update/1", {"timeout": 100}).status_code == 200
+    for number in range(2, 8):
+        assert trigger_keyless(stranger.site, "203.0.113.9") == 200 and stranger.assigned(1)["id"] == number
+    stranger.site.clock.pass_time(105)
+    assert stored_lines(stranger) == 5
+    taken = [stranger.release(number, output="x" * 100_000).status_code for number in range(2, 8)]
+    assert taken == [200, 200, 200, 429, 429, 429]
+    assert stranger.released(5)  # without it at any time
+
+
 def test_a_result_of_a_stranger_that_is_larger_than_what_may_come_at_once_waits_and_is_taken(stranger: Worker) -> None:
     assert stored_lines(stranger) == 5 and stranger.release(1, output="x" * 400_000).status_code == 429
     stranger.site.clock.pass_time(600)
