@@ -32,7 +32,7 @@ except ImportError:  # Windows, which has no such limit
 
 log = logging.getLogger("tracker")
 
-RESERVED_DESCRIPTORS = 64  # for the database, files that are sent or received, webhooks
+RESERVED_DESCRIPTORS = 96  # for the database, files that are sent or received, webhooks, those who are turned away
 MOST_TURNED_AWAY = 32  # connections beyond the limit that are open until they have been told so
 LEAST_TAKEN = 48 * 1024  # bytes of an answer that its client takes in within request_timeout
 MOST_AHEAD = 128 * 1024  # bytes of an answer that the system takes from us before the client takes them in

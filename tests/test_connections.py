@@ -28,10 +28,12 @@ from conftest import Site, wait_until
 from test_server import Running, read_all, run
 
 import connections
+import notices
 import protocol
 import server
 import tracker
 import turns
+import webhooks
 from shares import Shares
 from waiting import Waiters
 
@@ -905,6 +907,11 @@ def test_whose_a_connection_is() -> None:
     assert clients.client_of(("203.0.113.2", 1), told) == ("203.0.113.2", 1)
 
 
+def test_what_else_takes_descriptors_has_its_own() -> None:
+    sent = webhooks.AT_ONCE + 2 * notices.SENDERS  # events, notices, tests of receivers
+    assert connections.MOST_TURNED_AWAY + sent + connections.LEAST_DESCRIPTORS <= connections.RESERVED_DESCRIPTORS
+
+
 IDLE_CROWD = """
     import resource, socket, sys
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
@@ -944,7 +951,7 @@ import connections
 print(connections.room_for(500), connections.room_for(10_000), resource.getrlimit(resource.RLIMIT_NOFILE))
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=HOME, capture_output=True, text=True, timeout=60)
-    assert done.stdout.split("\n")[0] == "500 936 (1000, 1000)", done.stderr
+    assert done.stdout.split("\n")[0] == "500 904 (1000, 1000)", done.stderr
 
 
 @pytest.mark.skipif(connections.resource is None, reason="needs a limit of open files")
