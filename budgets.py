@@ -25,6 +25,7 @@ from msgspec import UNSET, Raw, UnsetType
 
 import pauses
 from errors import TrackerError
+from limits import LAST_PART
 from shapes import Manager, TaskEntry
 from writer import Tx
 
@@ -155,7 +156,6 @@ def is_trusted(tx: Tx, project: int) -> bool:
     return row is None or bool(row["trusted"])
 
 
-LAST_PART = 4  # the last of so many parts is for those of whose network the projects are no larger than that part
 OF_NETWORK = """
     WITH asks AS (SELECT ifnull(:maker, (SELECT creator FROM project WHERE id = :project)) AS manager)
     SELECT ifnull(SUM(p.size), 0) FROM project p JOIN asks WHERE p.size AND (p.creator = asks.manager OR EXISTS (

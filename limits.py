@@ -31,6 +31,7 @@ TEAM = 3  # times as many may all managers who have logged in from the same addr
 JOB_BURST = 300.0  # and what strangers bring of jobs
 REPEAT_TIME = 5.0  # and in which a call that was refused is there again, when it is time
 HOUR = 3600.0
+LAST_PART = 4  # the last of so many parts of a budget is for those who have no more than such a part
 SITE = 8  # times what an address may do, may those of one /48 of IPv6 together
 LARGEST_FLOOR = 20  # the floor of free disk is at most one part in so many of the disk
 TELL_INTERVAL = 60.0  # seconds between two lines about the same limit
@@ -244,6 +245,9 @@ class Limits:
         self.stranger_jobs = AddressRate(1024 * settings.stranger_job_rate, JOB_BURST, time, self.taken)
         self.numbers = Rate(NUMBERS / HOUR, HOUR, time, self.taken)
         self.network_numbers = AddressRate(TEAM * NUMBERS / HOUR, HOUR, time, self.taken)
+        kept, most = max(1.0, settings.testflinger_retention), {"testflinger": settings.testflinger_max_data}
+        most["files"] = settings.testflinger_max_files  # bytes of Testflinger's guests, each of whom may have a part
+        self.guests = {name: Rate(MIB * one / LAST_PART / kept, kept, time, self.taken) for name, one in most.items()}
         self.rota = Rota()
         self.heard = Heard(time, settings.max_wait)
         self.free_disk: int | None = None  # bytes, when it was last looked at

@@ -46,6 +46,7 @@ class Tx:
         "counts",
         "execute",
         "executemany",
+        "guest",
         "limits",
         "looked",
         "now",
@@ -69,6 +70,7 @@ class Tx:
         self.uptime = clock.uptime()
         self.settings = settings
         self.counts = Counts()
+        self.guest = ""  # whose network a call is from that counts to its share of a budget
         self.looked = 0  # rows that searches have looked at
         self.seen: set[int] = set()  # workers whose last_seen is due
         self.ready: list[tuple[int, int]] = []  # (project, number of its tasks that became ready)

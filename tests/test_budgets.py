@@ -1564,6 +1564,48 @@ def test_who_shows_nothing_takes_a_share_of_testflingers_queues_where_they_are_s
     assert "@2001:db8:1::/48" in {client for (client,) in site.read("SELECT client FROM testflinger_queue")}
 
 
+def report(site: Site, address: str, number: int, size: int = 100_000) -> int:
+    """The status of a result of so many bytes for a job id that nobody knows, from an address, without credentials."""
+    headers = {"X-Forwarded-For": address} if address else {}
+    path = f"/v1/result/00000000-0000-4000-8000-{number:012}"
+    return httpx.post(f"{site.url}{path}", json={"test_output": "x" * size}, headers=headers).status_code
+
+
+@pytest.fixture
+def open_lab(make_site: Callable[..., Site]) -> Site:
+    """One that takes a MiB of Testflinger's data from anybody."""
+    if "testflinger" not in tracker.installed_dialects():
+        pytest.skip("needs the dialect")
+    return make_site(testflinger_anonymous="always", testflinger_max_data=1)
+
+
+def test_one_network_without_credentials_leaves_room_for_others_data_of_testflingers(open_lab: Site) -> None:
+    taken = [report(open_lab, "2001:db8:1:2::1", number) for number in range(10)]
+    assert taken == [200] * 8 + [503] * 2
+    assert report(open_lab, "2001:db8:1:3::1", 10) == 503  # of its /48
+    assert [report(open_lab, address, 11) for address in ("203.0.113.1", "")] == [200] * 2
+
+
+@pytest.mark.skipif("testflinger" not in tracker.installed_dialects(), reason="needs the dialect")
+def test_one_network_without_credentials_leaves_room_for_others_files(make_site: Callable[..., Site]) -> None:
+    site = make_site(testflinger_anonymous="always", testflinger_max_files=1)
+
+    def upload(address: str, number: int) -> int:
+        path = f"/v1/result/00000000-0000-4000-8000-{number:012}/artifact"
+        file, headers = {"file": b"x" * 150_000}, {"X-Forwarded-For": address}
+        return httpx.post(f"{site.url}{path}", files=file, headers=headers).status_code
+
+    assert [upload("198.51.100.7", number) for number in range(7)] == [200] * 5 + [503] * 2
+    assert upload("203.0.113.1", 8) == 200
+
+
+def test_what_a_network_has_brought_again_and_again_counts_once(open_lab: Site) -> None:
+    assert [report(open_lab, "198.51.100.7", 1) for _ in range(20)] == [200] * 20
+    assert [report(open_lab, "203.0.113.1", number) for number in range(2, 8)] == [200] * 6
+    assert report(open_lab, "203.0.113.1", 8) == 200 and report(open_lab, "203.0.113.1", 9) == 503
+    assert report(open_lab, "198.51.100.7", 10) == 200
+
+
 class Lab:
     """A tracker that has room for a MiB of files, and a job that an agent holds."""
 

@@ -213,7 +213,8 @@ class Ask(tracker.Call):
 
     def admitted(self, tx: Tx, function: Callable[[Tx, clients.Client | None], Any]) -> Any:
         client = self.caller(tx)
-        done = function(tx, client)
+        with queues.counted(tx, clients.guest(client, self.source)):
+            done = function(tx, client)
         if client is not None and client.stale:  # noted at last: a refusal that had written makes others run again
             clients.note_use(tx, client.id)
         return done
@@ -690,7 +691,8 @@ async def add_attachments(ask: Ask) -> Response:
 
     def begin(tx: Tx, client: clients.Client | None) -> int:
         domain.check_attachments_wanted(tx, client, uuid)
-        return domain.room_for_file(tx, uuid, "attachments")
+        with queues.counted(tx, clients.guest(client, ask.source)):
+            return domain.room_for_file(tx, uuid, "attachments")
 
     room = await ask.read(begin)
     await receive_file(ask, room, lambda tx, client, stored: domain.store_attachments(tx, client, uuid, *stored))

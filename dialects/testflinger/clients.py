@@ -331,8 +331,13 @@ def maker(client: Client | None, source: str) -> str | None:
     (No client's name begins with @.)
     """
     if client is None:
-        return f"@{limits.site_of(source)}" if source else None
+        return guest(client, source)
     return client.id if client.role == "contributor" else None
+
+
+def guest(client: Client | None, source: str) -> str | None:
+    """The network of somebody without credentials. None: it has some, or is on this machine."""
+    return f"@{limits.site_of(source)}" if source and client is None else None
 
 
 def insert_client(tx: Tx, client: str, key: str, manager: int | None, body: LimitsBody) -> sqlite3.Row:

@@ -21,11 +21,10 @@ import budgets
 import joblog
 import shapes
 import tracker
-from budgets import MIB
 from dialects.plumbing import iso
 from dialects.testflinger import clients
 from dialects.testflinger.files import no_room
-from dialects.testflinger.queues import OF_A_QUEUE, Unprocessable, check_room, find_queue, is_full, make_queue
+from dialects.testflinger.queues import OF_A_QUEUE, Unprocessable, check_room, find_queue, is_full, make_queue, room_in
 from limits import Limit
 from tracker import Raw, TrackerError, Tx, WorkerCredentials, encode
 
@@ -806,7 +805,7 @@ def store_file(tx: Tx, uuid: str, kind: str, name: str, size: int) -> str | None
 def room_for_file(tx: Tx, uuid: str, kind: str) -> int:
     """How many bytes a file may have that is in the place of the one that there is, if there is one."""
     old = tx.one("SELECT size FROM testflinger_file WHERE uuid = ? AND kind = ?", (uuid, kind))
-    return MIB * tx.settings.testflinger_max_files - budgets.used(tx, "files") + (old["size"] if old else 0)
+    return room_in(tx, "files") + (old["size"] if old else 0)
 
 
 def check_attachments_wanted(tx: Tx, client: clients.Client | None, uuid: str, size: int | None = None) -> Row:

@@ -6,13 +6,15 @@ feed a project that managers guard.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from sqlite3 import Row
 from typing import Any, Literal
 
 import budgets
 import tracker
+from limits import LAST_PART
 from tracker import Raw, TrackerError, Tx, encode
 
 MOST_QUEUES = 1000
@@ -28,13 +30,42 @@ class Unprocessable(TrackerError):
         self.where = where
 
 
+MOST = {"testflinger": "testflinger_max_data", "files": "testflinger_max_files"}  # budgets, and their settings
+
+
+@contextlib.contextmanager
+def counted(tx: Tx, guest: str | None) -> Iterator[None]:
+    """What is stored meanwhile counts to this network, for as long as it may be kept. None: to nobody."""
+    if guest is None:
+        yield
+        return
+    before, tx.guest = {name: budgets.used(tx, name) for name in MOST}, guest
+    try:
+        yield
+    finally:
+        tx.guest = ""
+    for name, used in before.items():
+        if (more := budgets.used(tx, name) - used) > 0:
+            tx.limits.guests[name].take(guest, more)
+
+
+def room_in(tx: Tx, name: Literal["testflinger", "files"]) -> int:
+    """How many bytes more the budget has for who calls.
+
+    The last part is for those with credentials, and for networks of which no more than such a part has come: one
+    stranger leaves room for others.
+    """
+    most = budgets.MIB * getattr(tx.settings, MOST[name])
+    kept_for_others = most // LAST_PART if tx.limits.guests[name].delay(tx.guest) > 0 else 0
+    return most - kept_for_others - budgets.used(tx, name)
+
+
 def is_full(tx: Tx) -> bool:
     """Whether what was brought takes as much of the database as it may; that is counted as one more that was not taken.
 
     Looked at before what comes: so there may be one body too much.
     """
-    full = budgets.used(tx, "testflinger") >= budgets.MIB * tx.settings.testflinger_max_data
-    return full and not tx.limits.beyond("testflinger_max_data")
+    return room_in(tx, "testflinger") <= 0 and not tx.limits.beyond("testflinger_max_data")
 
 
 def check_room(tx: Tx) -> None:
