@@ -626,7 +626,7 @@ def test_lesser_access_is_waited_for_to_be_withdrawn_and_more_is_asked_for(site,
         mine.client.call("POST", "/project/request_access", {"project": project, "assign": True, "submit": False})
         accept(site, mine, project)
         with in_thread(lambda: mine.submit(project, "a")):
-            wait_until(lambda: "must withdraw" in caplog.text)
+            wait_until(lambda: "must give" in caplog.text)
             site.admin.post(f"/project/reject_request/{project}/{mine.worker.id}")
             wait_until(lambda: asked(site, project))
             accept(site, mine, project)
