@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import gc
@@ -353,6 +354,22 @@ def wait_until(condition: Callable[[], Any], seconds: float = 60) -> Any:
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.02)
     return value
+
+
+class AtOnce:
+    """Stands in for a coroutine that takes until a test lets it end (`go_on`): how many of it run, and did at most."""
+
+    def __init__(self, answer: Any):
+        self.answer, self.go_on = answer, threading.Event()
+        self.running = self.most = 0
+
+    async def wait(self, *args: Any, **options: Any) -> Any:
+        self.running += 1
+        self.most = max(self.most, self.running)
+        while not self.go_on.is_set():
+            await asyncio.sleep(0.01)
+        self.running -= 1
+        return self.answer
 
 
 def processor_time(thread: threading.Thread) -> float:

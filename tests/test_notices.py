@@ -8,14 +8,13 @@ import http.server
 import json
 import re
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import MovedClock, Site, serving_in_thread, wait_until
+from conftest import AtOnce, MovedClock, Site, serving_in_thread, wait_until
 from place import Memory
 
 import backup
@@ -87,6 +86,17 @@ def hook(site: Site, project: int, url: str, kind: str = "json", **fields: Any) 
     answer = form(site, f"/ui/projects/{project}/notices", url=url, kind=kind, **{**EVERY, **fields})
     assert answer.status_code == 200, answer.text
     wait_until(lambda: site.read("SELECT known FROM notice_hook WHERE project = ? AND known <> ''", project))
+
+
+def finish_a_project(told: Site, url: str) -> int:
+    """A project whose receiver is there, and whose only task is done: there is one notice."""
+    project = told.admin.create_project()
+    worker = told.create_worker(project)
+    hook(told, project, url)
+    worker.submit(project)
+    looked(told, project)
+    worker.released(worker.assigned(project)["id"])
+    return project
 
 
 def looked(site: Site, project: int) -> None:
@@ -279,12 +289,7 @@ def test_what_is_not_taken_is_sent_again_with_the_same_id_also_after_a_restart(
 ) -> None:
     monkeypatch.setattr(notices, "PAUSES", (0.1,) * 10_000)
     receiver.status = 503
-    project = told.admin.create_project()
-    worker = told.create_worker(project)
-    hook(told, project, receiver.url)
-    worker.submit(project)
-    looked(told, project)
-    worker.released(worker.assigned(project)["id"])
+    finish_a_project(told, receiver.url)
     wait_until(lambda: len(receiver.got) > 1)
     assert "status 503" in told.read("SELECT problem FROM notice_hook")[0][0]
     # As it is on the disk now, another tracker goes on with it.
@@ -439,12 +444,7 @@ def test_a_test_that_is_taken_sends_what_waits_and_takes_back_what_was_wrong(
 ) -> None:
     monkeypatch.setattr(notices, "PAUSES", (28800,) * 10)
     receiver.status = 503
-    project = told.admin.create_project()
-    worker = told.create_worker(project)
-    hook(told, project, receiver.url)
-    worker.submit(project)
-    looked(told, project)
-    worker.released(worker.assigned(project)["id"])
+    project = finish_a_project(told, receiver.url)
     wait_until(lambda: told.read("SELECT problem FROM notice_hook WHERE problem <> ''"))
     page = told.admin.http.get(f"/ui/projects/{project}/edit").text
     assert "1 notice waits to be taken." in page
@@ -466,28 +466,19 @@ def test_a_receiver_that_redirects_is_said_not_to_be_followed() -> None:
 def test_few_tests_are_on_their_way_at_once_however_many_projects_send_one(
     told: Site, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    go_on, running, most = threading.Event(), 0, 0
+    sending = AtOnce("")
     projects = [told.admin.create_project(f"project {number}") for number in range(notices.SENDERS + 2)]
     for project in projects:
         assert form(told, f"/ui/projects/{project}/notices", url=receiver.url, kind="json").status_code == 200
 
-    async def wait(*args: Any) -> str:
-        nonlocal running, most
-        running += 1
-        most = max(most, running)
-        while not go_on.is_set():
-            await asyncio.sleep(0.01)
-        running -= 1
-        return ""
-
     monkeypatch.setattr(notices, "TIMEOUT", 60.0)
-    monkeypatch.setattr(notices.Notices, "send", wait)
+    monkeypatch.setattr(notices.Notices, "send", sending.wait)
     with ThreadPoolExecutor(len(projects)) as pool:
         sent = [pool.submit(form, told, f"/ui/projects/{project}/notices/test") for project in projects]
-        wait_until(lambda: running == notices.SENDERS)
-        go_on.set()
+        wait_until(lambda: sending.running == notices.SENDERS)
+        sending.go_on.set()
         assert all("The test was taken." in one.result().text for one in sent)
-    assert most == notices.SENDERS
+    assert sending.most == notices.SENDERS
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import Site, client, wait_until
+from conftest import AtOnce, Site, client, wait_until
 from test_pages import Tab
 
 import tracker
@@ -1505,27 +1505,17 @@ def test_the_name_of_an_events_receiver_is_looked_up_apart_if_an_admin_trusts_th
 def test_few_events_are_on_their_way_at_once_however_many_are_sent(
     hooked: Lab, receiver: http.server.HTTPServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job, agent, go_on, running, most = hooked.submit("q"), hooked.agent("a"), threading.Event(), 0, 0
-
-    async def wait(*args: Any, **options: Any) -> webhooks.Answer:
-        nonlocal running, most
-        running += 1
-        most = max(most, running)
-        while not go_on.is_set():
-            await asyncio.sleep(0.01)
-        running -= 1
-        return webhooks.Answer(200, "thanks")
-
-    monkeypatch.setattr(webhooks, "send", wait)
+    job, agent, sending = hooked.submit("q"), hooked.agent("a"), AtOnce(webhooks.Answer(200, "thanks"))
+    monkeypatch.setattr(webhooks, "send", sending.wait)
     monkeypatch.setattr(webhooks, "TIMEOUT", 60.0)
     agent.polled("q")
     path, event = f"/v1/job/{job}/events", {"job_status_webhook": receiver.url, "events": []}
     with ThreadPoolExecutor(webhooks.AT_ONCE + 4) as pool:
         sent = [pool.submit(agent.http.post, path, json=event) for _ in range(webhooks.AT_ONCE + 4)]
-        wait_until(lambda: running == webhooks.AT_ONCE)
-        go_on.set()
+        wait_until(lambda: sending.running == webhooks.AT_ONCE)
+        sending.go_on.set()
         assert {one.result().status_code for one in sent} == {200}
-    assert most == webhooks.AT_ONCE
+    assert sending.most == webhooks.AT_ONCE
 
 
 def test_an_event_whose_turn_does_not_come_is_answered_like_one_that_nobody_takes(
