@@ -31,6 +31,7 @@ from wire import Wire
 
 import attempts
 import database
+import pages
 import tracker
 import writer
 
@@ -406,6 +407,18 @@ def nothing_goes_on() -> Iterator[None]:
         )
         for thread in threads
     ]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def patient_pages() -> Iterator[None]:
+    """A page shows all that it looks for, and how an operation ended, however little time a busy machine has for it.
+
+    Tests of what it shows before that take its time away themselves.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tracker, "SEARCH_TIME", 60.0)
+        patch.setattr(pages, "OPERATION_PATIENCE", 60.0)
+        yield
 
 
 TESTS = Path(__file__).parent

@@ -602,7 +602,7 @@ def test_logins_that_wait_while_the_tracker_stops_are_told_so_and_are_no_faults(
     with concurrent.futures.ThreadPoolExecutor(6) as crowd:
         with tracker.serving(settings) as url, contextlib.closing(sqlite3.connect(settings.database)) as look:
             tried = [crowd.submit(log_in, number) for number in range(6)]
-            counted = "SELECT count(*) FROM login_failure WHERE source LIKE '%198.51.100.%'"
+            counted = "SELECT count(*) FROM login_failure WHERE source LIKE 'address 198.51.100.%'"
             wait_until(lambda: look.execute(counted).fetchone() >= (6,))
         go_on.set()
         assert {one.result() for one in tried} == {"unavailable"}
