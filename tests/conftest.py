@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import functools
 import gc
 import http.server
 import importlib
 import itertools
 import os
+import shutil
 import signal
 import sqlite3
 import ssl
@@ -176,9 +178,16 @@ for _wait in "connect", "read", "write", "pool":  # no test is about the five se
     setattr(httpx._config.DEFAULT_TIMEOUT_CONFIG, _wait, 90)
 
 
-def client(url: str, **options: Any) -> httpx.Client:
+class Client(httpx.Client):
+    """Somebody's HTTP client. A copy is of the same one, at the tracker that `memo["url"]` names."""
+
+    def __deepcopy__(self, memo: dict[Any, Any]) -> Client:
+        return client(memo["url"], headers=self.headers, cookies=self.cookies)
+
+
+def client(url: str, **options: Any) -> Client:
     """Somebody's HTTP client."""
-    return httpx.Client(base_url=url, timeout=90, trust_env=False, **{"transport": Wire(), **options})
+    return Client(base_url=url, timeout=90, trust_env=False, **{"transport": Wire(), **options})
 
 
 class Worker:
@@ -275,6 +284,12 @@ class Site:
     def __init__(self, url: str, clock: MovedClock, settings: tracker.Settings):
         self.url, self.clock, self.settings = url, clock, settings
         self.admin = Manager(url, "admin")
+
+    def __deepcopy__(self, memo: dict[Any, Any]) -> Site:
+        """The same one at another tracker: see Prepared."""
+        other = memo[id(self)] = object.__new__(Site)
+        vars(other).update(url=memo["url"], admin=copy.deepcopy(self.admin, memo), **memo["site"])
+        return other
 
     @functools.cached_property
     def guest(self) -> httpx.Client:
@@ -417,7 +432,7 @@ def patient_pages() -> Iterator[None]:
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tracker, "SEARCH_TIME", 60.0)
-        patch.setattr(pages, "OPERATION_PATIENCE", 60.0)
+        patch.setattr(pages, "OPERATION_PATIENCE", 30.0)
         yield
 
 
@@ -476,15 +491,49 @@ def clock() -> MovedClock:
     return MovedClock()
 
 
+class Prepared:
+    """What calls have made of a new tracker (`made`), to be copied: that takes less time than the calls.
+
+    The first tracker has the default settings, and its clocks have not got anywhere when the copy starts.
+    """
+
+    def __init__(self, folder: Path, make: Callable[[Site], Any]):
+        settings = tracker.Settings(database=str(folder / "tracker.db"))
+        with tracker.serving(settings, MovedClock()) as url:
+            self.made = make(Site(url, MovedClock(), settings))
+        with contextlib.closing(sqlite3.connect(settings.database, isolation_level=None)) as connection:
+            connection.execute("PRAGMA journal_mode = DELETE")
+            connection.execute("DELETE FROM meta WHERE key IN ('uptime', 'clock', 'jobs_set_back')")
+        self.contents, self.files = Path(settings.database).read_bytes(), Path(f"{settings.database}.files")
+
+    def write(self, path: str) -> None:
+        """Makes the database; nobody else may read one."""
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(self.contents)
+        if self.files.exists():
+            shutil.copytree(self.files, f"{path}.files")
+
+    def copy(self, url: str, **fields: Any) -> Any:
+        """What was made, at the tracker that serves a copy; its site gets these fields."""
+        return copy.deepcopy(self.made, {"url": url, "site": fields})
+
+
+@pytest.fixture(scope="session")
+def prepared_site(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    return Prepared(tmp_path_factory.mktemp("prepared"), lambda site: site)
+
+
 @pytest.fixture
-def make_site(tmp_path: Path, clock: MovedClock) -> Iterator[Callable[..., Site]]:
-    """Starts a tracker with some settings changed."""
+def make_site(tmp_path: Path, clock: MovedClock, prepared_site: Prepared) -> Iterator[Callable[..., Any]]:
+    """Starts a tracker with some settings changed and what was prepared in it: an admin, if nothing else was."""
     with contextlib.ExitStack() as stack:
 
-        def make(**changes: Any) -> Site:
+        def make(prepared: Prepared = prepared_site, **changes: Any) -> Any:
             fields = {"database": str(tmp_path / "tracker.db"), "log_file": str(tmp_path / "tracker.log"), **changes}
             settings = tracker.Settings(**fields)
-            return Site(stack.enter_context(tracker.serving(settings, clock)), clock, settings)
+            prepared.write(settings.database)
+            url = stack.enter_context(tracker.serving(settings, clock))
+            return prepared.copy(url, clock=clock, settings=settings)
 
         yield make
 

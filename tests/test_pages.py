@@ -16,7 +16,7 @@ import httpx
 import lxml.html
 import pytest
 import screenshots
-from conftest import Site, Worker, client, wait_until
+from conftest import Prepared, Site, Worker, client, wait_until
 
 import database
 import joblog
@@ -292,9 +292,14 @@ def run_in_lab(site: Site, admin: Tab, text: str) -> dict[str, Any]:
     return {"queue": project, "uuid": uuid, "file": "artifact", "client": "lab-client", "lab_agent": agent}
 
 
+@pytest.fixture(scope="module")
+def prepared_place(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    return Prepared(tmp_path_factory.mktemp("prepared"), Place)
+
+
 @pytest.fixture
-def place(site: Site) -> Place:
-    return Place(site)
+def place(make_site: Callable[..., Place], prepared_place: Prepared) -> Place:
+    return make_site(prepared_place)
 
 
 def role_of(path: str, method: str = "POST") -> int:

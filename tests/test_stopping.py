@@ -6,6 +6,7 @@ import pytest
 from conftest import Site
 from test_pages import Tab
 
+import pages
 import tracker
 
 
@@ -26,6 +27,7 @@ def test_an_action_that_is_going_on_is_stopped_and_what_it_has_done_stays(
         return step(tx, operation, *last)
 
     monkeypatch.setattr(tracker, "step_operation", one_piece)
+    monkeypatch.setattr(pages, "OPERATION_PATIENCE", 0.1)
     tab = Tab(site.admin.http)
     fields = {"action": "delete", "which": "all", "confirmed": "yes"}
     page = tab.act(f"/ui/projects/{project}/tasks", fields)
