@@ -7,7 +7,6 @@ by the address and what the key is for.
 
 from __future__ import annotations
 
-import asyncio
 import collections
 import contextlib
 import functools
@@ -183,8 +182,7 @@ class Place(NamedTuple):
 
     async def hash(self, function: Callable, *args: Any) -> Any:
         """Runs a password function on a thread, few at a time: each takes a core and 16 MiB for a moment."""
-        async with self.queue.turn(self.rank, self.whose):
-            return await asyncio.get_running_loop().run_in_executor(self.pool, function, *args)
+        return await self.queue.run(self.rank, self.whose, self.pool, function, *args)
 
 
 class Places:

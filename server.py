@@ -477,8 +477,7 @@ class Aside:
 
     async def done(self, source: str, function: Callable, *args: Any) -> Any:
         """What the function returns, which is called for somebody at this address."""
-        async with self.queue.turn(FairQueue.OTHER, site_of(source)):
-            return await asyncio.get_running_loop().run_in_executor(self.pool, function, *args)
+        return await self.queue.run(FairQueue.OTHER, site_of(source), self.pool, function, *args)
 
     def close(self) -> None:
         """Does nothing more."""

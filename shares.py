@@ -37,6 +37,8 @@ class Shares:
         if holding.lost:
             return False
         self._set(holding, amount)
+        if not amount:
+            return True  # also when one alone has more than there may be
         self.reached += self.used > self.most
         while self.used > self.most:
             if (other := self._of_most(holding)) is None:

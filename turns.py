@@ -14,6 +14,8 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
+from concurrent.futures import Executor
+from typing import Any
 
 log = logging.getLogger("tracker")
 
@@ -151,26 +153,54 @@ class FairQueue:
 
     def __init__(self, free: int):
         self.free = free
-        self.waiting: list[dict[str, collections.deque[asyncio.Future]]] = [{} for _ in self.RANKS]
+        # By whose they are. In order, and yet one leaves at once that is given up: else those would pile up.
+        self.waiting: list[dict[str, collections.OrderedDict[asyncio.Future, None]]] = [{} for _ in self.RANKS]
         self.next_rank = self.KNOWN
 
     @contextlib.asynccontextmanager
     async def turn(self, rank: int, whose: str) -> AsyncIterator[None]:
         """For as long as it is somebody's turn."""
+        await self.come(rank, whose)
+        try:
+            yield
+        finally:
+            self.pass_on()
+
+    async def run(self, rank: int, whose: str, pool: Executor, function: Callable, *args: Any) -> Any:
+        """What the function returns, which is called on a thread. The turn lasts as long as that works, wanted or not.
+
+        Else what nobody wants any more would wait for the thread, with all that it was given, as often as it is tried.
+        """
+        await self.come(rank, whose)
+        try:
+            work = asyncio.get_running_loop().run_in_executor(pool, function, *args)
+        except BaseException:
+            self.pass_on()
+            raise
+        work.add_done_callback(lambda _: self.pass_on())
+        return await asyncio.shield(work)
+
+    async def come(self, rank: int, whose: str) -> None:
+        """Returns when it is somebody's turn, who then has to pass it on."""
         if self.free:
             self.free -= 1
         else:
             mine = asyncio.get_running_loop().create_future()
-            self.waiting[rank].setdefault(whose, collections.deque()).append(mine)
+            self.waiting[rank].setdefault(whose, collections.OrderedDict())[mine] = None
             try:
                 await mine
             except asyncio.CancelledError:
-                if mine.done() and not mine.cancelled():
-                    self.pass_on()
+                self.give_up(rank, whose, mine)
                 raise
-        try:
-            yield
-        finally:
+
+    def give_up(self, rank: int, whose: str, mine: asyncio.Future) -> None:
+        """Nobody waits for it any more. If its turn has come meanwhile, that is the next one's."""
+        ring = self.waiting[rank]
+        if mine in ring.get(whose, ()):
+            del ring[whose][mine]
+            if not ring[whose]:
+                del ring[whose]
+        elif not mine.cancelled():
             self.pass_on()
 
     def pass_on(self) -> None:
@@ -179,7 +209,7 @@ class FairQueue:
             while ring := self.waiting[rank]:
                 whose = next(iter(ring))
                 queue = ring.pop(whose)
-                one = queue.popleft()
+                one, _ = queue.popitem(last=False)
                 if queue:
                     ring[whose] = queue  # behind the others
                 if not one.done():  # it has been given up

@@ -349,6 +349,26 @@ def test_a_turn_that_comes_to_who_has_just_gone_goes_on_to_the_next() -> None:
     asyncio.run(main())
 
 
+def test_whoever_waits_for_a_turn_no_more_leaves_nothing_behind() -> None:
+    async def main() -> None:
+        turns = attempts.FairQueue(1)
+
+        async def look() -> None:
+            async with turns.turn(turns.OTHER, "x"):
+                pass
+
+        async with turns.turn(turns.OTHER, "a"):
+            looks = [asyncio.create_task(look()) for _ in range(10)]
+            await asyncio.sleep(0)
+            for one in looks:
+                one.cancel()
+            await asyncio.gather(*looks, return_exceptions=True)
+            assert not any(turns.waiting)
+        assert turns.free == 1
+
+    asyncio.run(main())
+
+
 def test_an_admin_s_login_waits_for_none_of_a_crowd_of_others(
     make_site: Callable[..., Site], request: pytest.FixtureRequest
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import socket
 import struct
@@ -13,6 +14,7 @@ import textwrap
 import threading
 import time
 import tracemalloc
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ import listening
 import server
 import tracker
 from errors import TrackerError
-from shares import Shares
+from shares import Holding, Shares
 
 HOME = Path(server.__file__).parent
 
@@ -346,3 +348,43 @@ def test_large_bodies_that_wait_to_be_read_are_bounded_in_memory(monkeypatch: py
         aside.close()
 
     asyncio.run(main())
+
+
+class Body(bytearray):
+    """One of which can be told whether somebody has it."""
+
+
+def test_a_body_that_nobody_wants_any_more_waits_for_no_thread() -> None:
+    go_on = threading.Event()
+
+    async def main() -> None:
+        aside = server.Aside()
+
+        def read() -> tuple[weakref.ref, asyncio.Task]:
+            body = Body(2**17)
+            coming = aside.decoded(HOSTS[0], body, lambda body: go_on.wait(30))
+            return weakref.ref(body), asyncio.create_task(coming)
+
+        reads = [read() for _ in range(3)]
+        for _, reading in reads:
+            await asyncio.sleep(0.01)
+            reading.cancel()
+        await asyncio.gather(*(reading for _, reading in reads), return_exceptions=True)
+        bodies = [body for body, _ in reads]
+        del reads, reading
+        await asyncio.sleep(0)  # lets go of what came of those
+        gc.collect()
+        assert [body() is None for body in bodies] == [False, True, True]
+        go_on.set()
+        assert await aside.done(HOSTS[0], int) == 0
+        aside.close()
+
+    asyncio.run(main())
+
+
+def test_whoever_holds_nothing_yet_is_let_in_while_one_alone_holds_more_than_all_may() -> None:
+    shares = Shares(10)
+    large, new = Holding("203.0.113.1", lambda: None), Holding("203.0.113.2", lambda: None)
+    assert not shares.hold(large, 11)
+    assert shares.hold(new, 0) and not large.lost
+    assert shares.hold(new, 1) and large.lost
