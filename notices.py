@@ -29,6 +29,7 @@ from callers import EDIT, Caller, needs
 from counts import COUNTED
 from errors import TrackerError, given_fields, shaped
 from faults import fault
+from limits import site_of
 from meter import Meter
 from pauses import paused_workers
 from writer import Tx
@@ -436,8 +437,8 @@ class Notices:
             return str(error)
         return problem_of(answer.status)
 
-    async def test(self, project: int, name: str, hook: sqlite3.Row) -> None:
-        """Sends a notice now that says that it is a test; taken, those that wait follow it.
+    async def test(self, source: str, project: int, name: str, hook: sqlite3.Row) -> None:
+        """Sends a notice now that says that it is a test, for somebody at this address; taken, those that wait follow.
 
         Refuses (unavailable), and says why, if nobody takes it.
         """
@@ -449,7 +450,7 @@ class Notices:
         where = hook["url"], hook["kind"], hook["trusted"]
         notice = Notice(0, token, project, name, "test", "this is a test", made, 0, *where)
         try:
-            async with self.tests.turn(str(project), TIMEOUT):
+            async with self.tests.turn(site_of(source), TIMEOUT + TEST_INTERVAL, bool(hook["trusted"])):
                 problem = await self.send(notice)
         except webhooks.TimedOut as error:
             problem = str(error)

@@ -1117,7 +1117,7 @@ def hook_of(tx: Tx, caller: Caller, project: sqlite3.Row) -> tuple[int, str, sql
 async def test_hook(visit: Visit) -> Response:
     """Sends a notice that says that it is a test, and says what came of it."""
     project = visit.path_id("project")
-    await visit.tracker.notices.test(*await visit.look(hook_of, project))
+    await visit.tracker.notices.test(visit.source, *await visit.look(hook_of, project))
     return visit.see(NOTICES.format(project=project), "The test was taken.")
 
 

@@ -116,12 +116,16 @@ class Relay:
         self.queue = FairQueue(at_once)
 
     @contextlib.asynccontextmanager
-    async def turn(self, whose: str, timeout: float) -> AsyncIterator[None]:
-        """For as long as it is somebody's turn. Raises TimedOut if it has not come after so many seconds."""
+    async def turn(self, whose: str, timeout: float, trusted: bool = False) -> AsyncIterator[None]:
+        """For as long as it is somebody's turn. Raises TimedOut if it has not come after so many seconds.
+
+        Every second turn is of those who are trusted, if they want it: the others may come from many addresses.
+        """
+        rank = FairQueue.KNOWN if trusted else FairQueue.OTHER
         async with contextlib.AsyncExitStack() as stack:
             try:
                 async with asyncio.timeout(timeout):
-                    await stack.enter_async_context(self.queue.turn(FairQueue.OTHER, whose))
+                    await stack.enter_async_context(self.queue.turn(rank, whose))
             except TimeoutError:
                 raise TimedOut("Too many events are on their way at once: please try again") from None
             yield

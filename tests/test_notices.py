@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -479,6 +480,36 @@ def test_few_tests_are_on_their_way_at_once_however_many_projects_send_one(
         sending.go_on.set()
         assert all("The test was taken." in one.result().text for one in sent)
     assert sending.most == notices.SENDERS
+
+
+def test_tests_have_turns_by_address_and_one_of_a_trusted_project_waits_for_none_that_have_waited() -> None:
+    begun: list[str] = []
+
+    async def main() -> None:
+        go_on = asyncio.Event()
+
+        async def send(notice: notices.Notice) -> str:
+            begun.append(notice.name)
+            await go_on.wait()
+            return ""
+
+        async def write(*_: Any) -> None:
+            """Nothing is stored here."""
+
+        told = notices.Notices(SimpleNamespace(settings=None, clock=SimpleNamespace(time=lambda: 0), write=write))
+        told.send = send
+        crowd = [("203.0.113.1", f"crowd {number}", 0) for number in range(notices.SENDERS + 2)]
+        tests = [*crowd, ("203.0.113.2", "other", 0), ("203.0.113.3", "trusted", 1)]
+        sent = [
+            asyncio.create_task(told.test(source, number, name, {"url": "", "kind": "json", "trusted": trusted}))
+            for number, (source, name, trusted) in enumerate(tests)
+        ]
+        await asyncio.sleep(0.01)
+        go_on.set()
+        await asyncio.gather(*sent)
+
+    asyncio.run(main())
+    assert begun[notices.SENDERS :] == ["trusted", "crowd 4", "other", "crowd 5"]
 
 
 @pytest.mark.parametrize(

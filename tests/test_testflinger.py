@@ -1518,6 +1518,23 @@ def test_few_events_are_on_their_way_at_once_however_many_are_sent(
     assert sending.most == webhooks.AT_ONCE
 
 
+def test_an_event_of_a_queue_that_an_admin_trusts_waits_for_none_of_the_others_that_wait(
+    hooked: Lab, receiver: http.server.HTTPServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turn, seen = webhooks.Relay.turn, []
+
+    def note(relay: webhooks.Relay, whose: str, timeout: float, trusted: bool = False) -> Any:
+        seen.append(trusted)
+        return turn(relay, whose, timeout, trusted)
+
+    monkeypatch.setattr(webhooks.Relay, "turn", note)
+    assert send_event(hooked, job_status_webhook=receiver.url).status_code == 200
+    [(project, trusted)] = hooked.site.read("SELECT id, trusted FROM project")
+    assert hooked.site.admin.post(f"/project/trust/{project}").status_code == 200
+    assert send_event(hooked, job_status_webhook=receiver.url).status_code == 200
+    assert seen == [bool(trusted), True]
+
+
 def test_an_event_whose_turn_does_not_come_is_answered_like_one_that_nobody_takes(
     hooked: Lab, receiver: http.server.HTTPServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

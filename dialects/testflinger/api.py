@@ -582,7 +582,7 @@ async def send_events(ask: Ask) -> Response:
     event = encode({name: value for name, value in given.items() if name != "job_status_webhook"})
     try:
         networks, turn = ask.tracker.settings.webhook_networks, ask.tracker.relay.turn
-        async with held(ask.source, len(event)), turn(site_of(ask.source), webhooks.TIMEOUT):
+        async with held(ask.source, len(event)), turn(site_of(ask.source), webhooks.TIMEOUT, trusted):
             answer = await webhooks.send(target, event, networks, webhooks.TIMEOUT, trusted=trusted)
     except webhooks.Refused as error:
         raise TrackerError("invalid", f"{error}", "job_status_webhook") from None
