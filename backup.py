@@ -132,6 +132,10 @@ def back_up(settings: Settings, target: Path, version: str, say: Say, keep: int 
             os.replace(part, final)
             os.replace(described, manifest_of(final))
             sync_folder(final.parent)
+        except BaseException:
+            if part.exists():  # else it has its name, and its files are of use
+                forget_files(target)  # they would keep the disk full, and be nobody's to the next one
+            raise
         finally:
             for suffix in ("", "-journal"):
                 part.with_name(part.name + suffix).unlink(missing_ok=True)
@@ -164,11 +168,14 @@ def series(target: Path) -> list[Path]:
 
 
 def check_target(target: Path, source: Path) -> None:
-    """Refuses to write over anything but a backup, and to use a folder of files that are of none."""
+    """Refuses to write over anything but a backup, and to use a folder of files that are of none.
+
+    A first one that a crash has ended has left files there, and its part.
+    """
     if target.exists() and (target.samefile(source) or not manifests(target)):
         raise refusal(target, "it is there already, and is no backup that this program has made")
     folder = folder_of(target)
-    if folder.exists() and any(folder.iterdir()) and not known_files(target):
+    if folder.exists() and any(folder.iterdir()) and not known_files(target) and not part_of(target).exists():
         raise refusal(folder, "it has files that are of no backup here")
 
 
@@ -295,11 +302,16 @@ def part_of(path: Path) -> Path:
 
 def write_manifest(path: Path, manifest: Manifest) -> Path:
     """Has the manifest on the disk, under the name that this returns."""
-    with open(part_of(path), "wb", opener=for_owner) as file:
-        file.write(msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-    return part_of(path)
+    part = part_of(path)
+    try:
+        with open(part, "wb", opener=for_owner) as file:
+            file.write(msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    return part
 
 
 def manifests(backup: Path) -> list[Manifest]:

@@ -436,6 +436,40 @@ def test_files_that_no_backup_knows_go_and_others_are_left_alone(with_files: Pat
     assert (tmp_path / "mine.db.files" / "letter").exists()
 
 
+@pytest.mark.parametrize("step", ["sync_folder", "sync", "write_manifest"])
+def test_a_first_backup_that_fails_leaves_nothing_that_keeps_the_next_one_from_being_made(
+    with_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(backup, step, full)
+    refused("No space left", back_up, with_files, tmp_path / "copy.db")
+    assert not list((tmp_path / "copy.db.files").iterdir())
+    monkeypatch.undo()
+    assert back_up(with_files, tmp_path / "copy.db").exists()
+
+
+def test_a_backup_that_fails_leaves_no_manifest_behind(
+    filled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(backup.msgspec.json, "format", full)
+    refused("No space left", back_up, filled, tmp_path / "copy.db", 2)
+    assert [path.name for path in tmp_path.glob("copy*")] in ([], ["copy.db.lock"])
+
+
+def test_a_first_backup_that_was_killed_among_the_files_is_made_the_next_time(with_files: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy.db.files"
+    folder.mkdir()
+    (folder / "here.part").write_bytes(b"cont")
+    (tmp_path / "copy.db.part").write_bytes(b"SQLite format 3")
+    back_up(with_files, tmp_path / "copy.db")
+    assert [path.name for path in folder.iterdir()] == ["here"]
+
+
 def test_a_file_named_like_a_path_is_refused(filled: Path, tmp_path: Path) -> None:
     with contextlib.closing(sqlite3.connect(filled)) as connection:
         connection.execute("INSERT INTO testflinger_file VALUES ('a', 'artifacts', '../tracker.db', 7, 1)")
