@@ -290,7 +290,13 @@ def due_notices(tx: Tx, most: int) -> list[Notice]:
 
 
 def note_sent(tx: Tx, notice: Notice, problem: str) -> None:
-    """It was taken, or not (why): then it is sent again after a pause, and forgotten after a day of that."""
+    """It was taken, or not (why): then it is sent again after a pause, and forgotten after a day of that.
+
+    One that nobody has taken at a place where notices go no more is due at the new one: nothing is noted of it.
+    """
+    now = tx.one("SELECT url, kind FROM notice_hook WHERE project = ?", (notice.project,))
+    if problem and now and (now["url"], now["kind"]) != (notice.url, notice.kind):
+        return
     tx.execute(
         "UPDATE notice_hook SET problem = ?1, sent = iif(?1 = '', ?2, sent) WHERE project = ?3",
         (problem, tx.time, notice.project),

@@ -409,6 +409,18 @@ def test_pauses_grow_and_a_notice_is_forgotten_in_the_end() -> None:
     assert memory.connection.execute("SELECT problem FROM notice_hook").fetchone()[0] == "nobody is there"
 
 
+def test_what_fails_at_a_place_where_notices_go_no_more_is_due_at_the_new_one() -> None:
+    memory, one = Memory(), meter.Meter()
+    project = prepared(memory, one)
+    insert = "INSERT INTO notice (token, project, event, text, made, attempts) VALUES ('t', ?, 'finished', 'x', 1, ?)"
+    memory.connection.execute(insert, (project, len(notices.PAUSES)))
+    [sent] = memory.do(notices.due_notices, 4)
+    memory.do(notices.set_hook, project, notices.HookBody("http://new.example/", finished=True))
+    memory.do(notices.note_sent, sent, "nobody is there")
+    assert [notice.url for notice in memory.do(notices.due_notices, 4)] == ["http://new.example/"]
+    assert memory.connection.execute("SELECT problem FROM notice_hook").fetchone()[0] == ""
+
+
 def test_what_nobody_takes_is_bounded_and_the_latest_stays() -> None:
     memory, one = Memory(), meter.Meter()
     project = prepared(memory, one)
