@@ -225,11 +225,12 @@ SPOOL_BYTES = 2**18  # of a long body that are held in memory, and that must com
 class Incoming:
     """What comes in of one request: its headers, its query, and its body in whole, in a file or as a form."""
 
-    __slots__ = ("arriving", "receive", "scope")
+    __slots__ = ("arriving", "patience", "receive", "scope", "woken")
 
     def __init__(self, scope: dict, receive: Callable):
         self.scope, self.receive = scope, receive
         self.arriving: Holding | None = None  # what is held of a body of which more is to come
+        self.woken, self.patience = False, None  # while it waits for a part, if another server brings it
 
     @property
     def source(self) -> str:
@@ -328,6 +329,10 @@ class Incoming:
         cycle = cycle_of(self.receive)
         if isinstance(cycle, RequestResponseCycle):
             cycle.message_event.set()
+        else:
+            self.woken = True
+            if self.patience:
+                self.patience.reschedule(asyncio.get_running_loop().time())
 
     @contextlib.asynccontextmanager
     async def spooled(self, limit: int) -> AsyncIterator[BinaryIO]:
@@ -369,7 +374,8 @@ class Incoming:
 
     async def part(self, size: int, limit: int, what: str = "body") -> tuple[bytes, bool]:
         """What follows `size` bytes of the body, and whether more does. 413 beyond the limit (KiB), 408 at its loss."""
-        message = await self.receive()
+        ours = isinstance(cycle_of(self.receive), RequestResponseCycle)
+        message = await (self.receive() if ours else self.receive_till_woken())
         if self.arriving and self.arriving.lost:
             raise too_much("max_arriving", ARRIVING)
         if message["type"] == "http.disconnect":
@@ -377,6 +383,20 @@ class Incoming:
         if size + len(message["body"]) > 1024 * limit:
             raise TrackerError("too_large", f"more than {limit} KiB", what)
         return message["body"], message.get("more_body", False)
+
+    async def receive_till_woken(self) -> dict[str, Any]:
+        """What another server brings next, which nothing but a part wakes; an empty part when somebody has woken it."""
+        try:
+            if not self.woken:
+                async with asyncio.timeout(None) as self.patience:
+                    return await self.receive()
+        except TimeoutError:
+            if not self.woken:
+                raise
+        finally:
+            self.patience = None
+        self.woken = False
+        return {"type": "http.request", "body": b"", "more_body": True}
 
     async def multipart(self, limit: int, what: str = "body", **limits: int) -> dict[str, list[Any]]:
         """The fields of a multipart form: texts and files. 413 as soon as it exceeds the limit (in KiB)."""

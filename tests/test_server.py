@@ -388,3 +388,44 @@ def test_whoever_holds_nothing_yet_is_let_in_while_one_alone_holds_more_than_all
     assert not shares.hold(large, 11)
     assert shares.hold(new, 0) and not large.lost
     assert shares.hold(new, 1) and large.lost
+
+
+async def read_whole(call: server.Incoming) -> None:
+    await call.read_body(1000)
+
+
+async def read_into_a_file(call: server.Incoming) -> None:
+    async with call.spooled(1000):
+        """It never comes in whole."""
+
+
+@pytest.mark.parametrize(("shares", "read"), [("ARRIVING", read_whole), ("SPOOLED", read_into_a_file)])
+def test_a_body_that_another_server_brings_makes_room_though_nothing_more_comes_of_it(
+    monkeypatch: pytest.MonkeyPatch, shares: str, read: Callable
+) -> None:
+    monkeypatch.setattr(server, shares, Shares(300_000))
+
+    async def main() -> None:
+        begun: list[str] = []
+
+        def sent_from(host: str, size: int) -> asyncio.Task:
+            parts = [{"type": "http.request", "body": bytes(size), "more_body": True}]
+
+            async def receive() -> dict:
+                if not parts:
+                    begun.append(host)
+                    await asyncio.sleep(3600)
+                return parts.pop()
+
+            return asyncio.create_task(read(server.Incoming({"client": (host, 1), "headers": []}, receive)))
+
+        first = sent_from(HOSTS[0], 200_000)
+        await asyncio.to_thread(wait_until, lambda: begun)
+        second = sent_from(HOSTS[3], 150_000)
+        async with asyncio.timeout(20):
+            with pytest.raises(TrackerError, match=f"max_{shares.lower()}"):
+                await first
+        assert getattr(server, shares).used == 150_000 and not second.done()
+        second.cancel()
+
+    asyncio.run(main())
