@@ -372,7 +372,7 @@ class Incoming:
         if length.isdigit() and (len(length) > 15 or int(length) > 1024 * limit):
             raise TrackerError("too_large", f"more than {limit} KiB", "body")
 
-    async def part(self, size: int, limit: int, what: str = "body") -> tuple[bytes, bool]:
+    async def part(self, size: int, limit: float, what: str = "body") -> tuple[bytes, bool]:
         """What follows `size` bytes of the body, and whether more does. 413 beyond the limit (KiB), 408 at its loss."""
         ours = isinstance(cycle_of(self.receive), RequestResponseCycle)
         message = await (self.receive() if ours else self.receive_till_woken())

@@ -29,10 +29,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.routing import Route
 
+import server
 import tracker
 from dialects.testflinger import files
 from dialects.testflinger.files import BLOCK, ENVELOPE, STEADY, Files, Form, Upload
 from limits import Limits
+from shares import Shares
 
 LIMIT = 8 * BLOCK
 MIB = 2**20
@@ -275,6 +277,23 @@ def test_an_upload_that_is_broken_off_leaves_nothing(store: Store, how: str) -> 
         else:
             connection.close()
         wait_until(lambda: not store.names())
+
+
+def test_what_has_come_of_files_and_is_not_on_disk_yet_is_bounded_with_all_that_arrives(
+    make_store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make_store()
+    arriving = Shares(300_000)
+    monkeypatch.setattr(server, "ARRIVING", arriving)
+    begun = head_of("Content-Length: 4000000") + part(b"x" * 200_000)[:200_000]
+    with store.connect() as first, store.connect() as second:
+        first.sendall(begun)
+        wait_until(lambda: arriving.used > 190_000)
+        second.sendall(begun)
+        refused = answer_on(second)
+        assert refused.startswith(b"HTTP/1.1 503 ") and b"max_arriving" in refused
+        first.close()
+        wait_until(lambda: arriving.used == 0)
 
 
 def test_an_upload_that_stalls_is_broken_off_by_the_tracker(make_store: Callable[..., Store]) -> None:

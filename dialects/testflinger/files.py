@@ -98,6 +98,7 @@ class Files:
                 raise unavailable(f"{field}: cannot be stored", error) from None
             raise
         finally:
+            call.let_go()
             UNDER_WAY.pop(upload.name, None)
         return Stored(upload.name, form.file_size)
 
@@ -165,11 +166,10 @@ async def transfer(call: Call, form: Form, upload: Upload, room: float) -> None:
     steady = STEADY
     more = True
     while more:
-        message = await call.receive()
-        if message["type"] == "http.disconnect":
-            raise TrackerError("timeout", "did not arrive", "body")
-        more = message.get("more_body", False)
-        form.feed(message.get("body", b""))
+        part, more = await call.part(form.size, math.inf)
+        form.feed(part)
+        if more:
+            call.hold(len(form.data))
         if form.size >= steady:
             server.keeps_coming(call.receive)
             steady = form.size + STEADY
