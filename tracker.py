@@ -5584,11 +5584,19 @@ class App(Starlette):
             if endpoint := endpoints.get(scope["method"]):
                 scope["path_params"] = ids
                 return await endpoint(scope, receive, send)
+        elif scope["type"] == "http" and scope["path"].endswith("/"):
+            self.drop_slash(scope)
         if scope["type"] == "http" and scope["method"] == "OPTIONS" and (methods := self.methods_at(scope)):
             answer = Response(status_code=204, headers={"allow": allowing(methods)})
             self.state.tracker.meter.answers["none"][204] += 1
             return await answer(scope, receive, send)
         await super().__call__(scope, receive, send)
+
+    def drop_slash(self, scope: dict) -> None:
+        """Takes the slash off the end of a path that is one only without it, at whatever door. Pages redirect."""
+        page, shorter = path_below(scope["path"], scope.get("root_path", "")).startswith("/ui/"), scope["path"][:-1]
+        if not page and not self.methods_at(scope) and self.methods_at({**scope, "path": shorter}):
+            scope["path"] = shorter
 
     def methods_at(self, scope: dict) -> set[str]:
         """The methods of a path, at whatever doors; none where there is nothing. Of `*`: those that any path has."""

@@ -198,6 +198,41 @@ def test_a_submit_and_a_poll_may_end_in_a_slash(site: Site) -> None:
     assert worker.http.put("/task/submit/").headers["allow"] == "OPTIONS, POST"
 
 
+DIALECTS = ["/v1", "/v1/agents/data", "/v1/restricted-queues", "/v1/agents/images", "/v1/queues/q/jobs", "/v1/result/x"]
+DIALECTS += ["/api/jobs/status", "/api/jobs/trigger?template=x", "/job", "/job?hostname=x", "/task/5/credentials"]
+DIALECTS += ["/acme/task/5", "/token", "/openapi.json", "/api/openapi.json", "/metrics", "/health"]
+
+
+@pytest.mark.parametrize("root_path", ["", "/prefix"])
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "OPTIONS"])
+def test_a_path_of_any_door_that_ends_in_a_slash_is_the_one_without(
+    make_site: Callable[..., Site], method: str, root_path: str
+) -> None:
+    site = make_site(root_path=root_path)
+    for path in DIALECTS:
+        bare, mark, query = path.partition("?")
+        plain, ended = (site.guest.request(method, one + mark + query) for one in (bare, bare + "/"))
+        assert (ended.status_code, ended.headers.get("allow"), ended.headers.get("content-type"), ended.text) == (
+            plain.status_code,
+            plain.headers.get("allow"),
+            plain.headers.get("content-type"),
+            plain.text,
+        ), path
+        assert "There is nothing" not in plain.text, path
+
+
+def test_a_slash_at_the_end_of_nothing_is_told_as_it_was_sent(site: Site) -> None:
+    for path in ("/v1/nothing/", "/nothing/", "/job/1/nothing/", "/api/jobs/nothing/"):
+        answer = site.guest.get(path)
+        assert answer.status_code == 404 and path in answer.text
+
+
+def test_the_name_of_a_testflinger_secret_may_end_in_a_slash(site: Site) -> None:
+    """There the path is what is named."""
+    answer = site.guest.get("/v1/secrets/client/ssh/key/")
+    assert (answer.status_code, set(answer.headers["allow"].split(", "))) == (405, {"DELETE", "OPTIONS", "PUT"})
+
+
 # ── Polls ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

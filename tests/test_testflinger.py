@@ -513,7 +513,7 @@ def test_the_health_check_may_be_a_head(lab: Lab) -> None:
 
 
 def test_unknown_paths_are_not_found_in_the_dialects_form(lab: Lab) -> None:
-    for path in ("x", "jobs", "job/", f"job/{NOBODY}/x", f"result/{NOBODY}/log/x/y", "agents", "oauth2", "queues/q"):
+    for path in ("x", "jobs", "jobs/", f"job/{NOBODY}/x", f"result/{NOBODY}/log/x/y", "agents", "oauth2", "queues/q"):
         for method in ("GET", "POST"):
             assert refused(lab.http.request(method, f"/v1/{path}"), 404), path
 

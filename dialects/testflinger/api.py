@@ -25,6 +25,7 @@ from uuid import UUID
 
 import msgspec
 from msgspec import Meta, Raw
+from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.routing import Route
@@ -812,8 +813,16 @@ async def named_client(ask: Ask) -> tuple[str | None]:
 
 # ── Routes ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-ONE_CLIENT, ONE_QUEUE = "/v1/client-permissions/{client_id}", "/v1/restricted-queues/{queue:path}"
-ONE_SECRET = "/v1/secrets/{client_id}/{path:path}"
+
+class NameConvertor(PathConvertor):
+    """What may have slashes, one at its end as well, and is not empty: the path without it is another one."""
+
+    regex = ".+"
+
+
+register_url_convertor("name", NameConvertor())
+ONE_CLIENT, ONE_QUEUE = "/v1/client-permissions/{client_id}", "/v1/restricted-queues/{queue:name}"
+ONE_SECRET = "/v1/secrets/{client_id}/{path:name}"
 
 # Method, path, handler, and whether agents alone may come in; OPEN: everybody, as the handler looks at the credentials.
 ANY, AGENT, OPEN = "any", "agent", "open"
@@ -844,14 +853,14 @@ ROUTES: list[tuple[str, str, Handler, str]] = [
     ("POST", "/v1/agents/queues", calls(queues.advertise_queues, given=described_queues, long=True), AGENT),
     ("GET", "/v1/agents/queues", calls(queues.advertised_queues), ANY),
     ("POST", "/v1/agents/images", calls(queues.set_images, given=images_of_queues, long=True), AGENT),
-    ("GET", "/v1/agents/images/{queue:path}", calls(queues.images, "queue"), ANY),
+    ("GET", "/v1/agents/images/{queue:name}", calls(queues.images, "queue"), ANY),
     ("GET", "/v1/agents/data", calls(domain.list_agents), ANY),
     ("POST", "/v1/agents/data/{name}", update_agent, AGENT),
     ("GET", "/v1/agents/data/{name}", calls(domain.get_agent, "name"), ANY),
     ("POST", "/v1/agents/provision_logs/{name}", calls(domain.add_provision_log, given=provisioning), AGENT),
     ("GET", "/v1/queues/wait_times", calls(queues.wait_times, given=wanted_queues), ANY),
-    ("GET", "/v1/queues/{queue:path}/agents", calls(queue_agents, "queue"), ANY),
-    ("GET", "/v1/queues/{queue:path}/jobs", get_queue_jobs, ANY),
+    ("GET", "/v1/queues/{queue:name}/agents", calls(queue_agents, "queue"), ANY),
+    ("GET", "/v1/queues/{queue:name}/jobs", get_queue_jobs, ANY),
     ("POST", "/v1/oauth2/token", get_token, OPEN),
     ("GET", "/v1/oauth2/token", get_token, OPEN),
     ("HEAD", "/v1/oauth2/token", TEXT_LOOKED_AT, OPEN),
@@ -868,7 +877,7 @@ ROUTES: list[tuple[str, str, Handler, str]] = [
     ("DELETE", ONE_CLIENT, calls(clients.delete_permissions, "client_id"), ANY),
     ("PUT", ONE_SECRET, calls(clients.put_secret, "client_id", "path", given=clients.SecretBody), ANY),
     ("DELETE", ONE_SECRET, calls(clients.delete_secret, "client_id", "path"), ANY),
-    *(("GET", path, health, OPEN) for path in ("/v1", "/v1/")),
+    ("GET", "/v1", health, OPEN),
 ]
 
 
