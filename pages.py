@@ -1077,23 +1077,56 @@ def settings_of(project: sqlite3.Row) -> ProjectForm:
     return errors.convert({**values, "chain": project["chain"] or 0}, ProjectForm, strict=False)
 
 
+def changed_fields(body: Any, kind: type) -> dict[str, Any]:
+    """What was changed in a form since it was shown, when it was a struct of this kind; all of one that does not tell.
+
+    The rest is not set: somebody else may have changed it meanwhile.
+    """
+    shown = errors.given_fields(errors.decode(body.shown.encode(), kind)) if body.shown else {}
+    given = [one for one in errors.given_fields(body).items() if one[0] != "shown"]
+    return {name: value for name, value in given if name not in shown or value != shown[name]}
+
+
 def save_settings(tx: Tx, caller: Caller, project: int, body: SettingsForm) -> None:
     """Changes what was changed in the form. What somebody has set since it was shown stays: a pause, a version."""
-    shown = errors.given_fields(errors.decode(body.shown.encode(), ProjectForm)) if body.shown else {}
-    given = errors.given_fields(body)
-    del given["shown"]
-    changed = {name: value for name, value in given.items() if name not in shown or value != shown[name]}
-    tracker.update_project(tx, caller, project, shapes.ProjectBody(**changed))
+    tracker.update_project(tx, caller, project, shapes.ProjectBody(**changed_fields(body, ProjectForm)))
+
+
+class NoticesForm(notices.HookBody):
+    """Where notices go, and which, with what of it (as JSON) the form showed."""
+
+    shown: str = ""
+
+
+def hook_shown(hook: sqlite3.Row | None) -> notices.HookBody:
+    """What the form for notices shows."""
+    if hook is None:
+        return notices.HookBody(finished=True, failing=True, stalled=True)
+    ticked = dict.fromkeys(hook["events"].split(), True)
+    return notices.HookBody(hook["url"], hook["kind"], **ticked, **{name: hook[name] for name in HOOK_NUMBERS})
+
+
+HOOK_NUMBERS = ("failing_share", "stalled_minutes")
+
+
+def save_notices(tx: Tx, caller: Caller, project: int, body: NoticesForm) -> None:
+    """Sets what was changed in the form; where notices go and of what kind they are is one thing."""
+    changed, now = changed_fields(body, notices.HookBody), hook_shown(notices.find_hook(tx, project))
+    if {"url", "kind"} & changed.keys():
+        changed |= {"url": body.url, "kind": body.kind}
+    set_hook(tx, caller, project, msgspec.structs.replace(now, **changed))
 
 
 @of_project(EDIT | SECRET)
 def edit_values(tx: Tx, caller: Caller, project: sqlite3.Row) -> dict[str, Any]:
     """The form of a project and its secrets, each for who has the role, and whether the manager may delete it."""
+    hook = notices.find_hook(tx, project["id"])
     return {
         **chain_targets(tx, caller, project),
-        "shown": encode(settings_of(project)).decode(),
+        "shown": settings_of(project),
         "may_delete": deletion.may_delete(caller, project),
-        "hook": notices.find_hook(tx, project["id"]),
+        "hook": hook,
+        "hook_shown": hook_shown(hook),
     }
 
 
@@ -2083,7 +2116,27 @@ def access_page(tx: Tx, caller: Caller, project: sqlite3.Row, query: ListQuery) 
             " WHERE r.project = ? ORDER BY m.username LIMIT 200",
             (project["id"],),
         ),
+        "roles_shown": roles_shown,
     }
+
+
+class RolesForm(shapes.RoleForm):
+    """The roles of a manager, with those (as JSON) that the form showed."""
+
+    shown: str = ""
+
+
+def roles_shown(username: str, role: int) -> shapes.RoleForm:
+    """What the form for a manager's roles shows."""
+    return shapes.RoleForm(username, **{name.lower(): bool(role & bit) for bit, name in tracker.ROLE_NAMES.items()})
+
+
+def save_roles(tx: Tx, caller: Caller, project: int, body: RolesForm) -> None:
+    """Gives and takes the roles that were changed in the form; exactly these by one that was for nobody yet."""
+    had = "SELECT r.role FROM manager_role r JOIN manager m ON m.id = r.manager WHERE r.project = ? AND m.username = ?"
+    row, changed = tx.one(had, (project, body.username.strip())), changed_fields(body, shapes.RoleForm)
+    now = roles_shown(body.username, row["role"] if row else 0)
+    tracker.set_named_role(tx, caller, project, msgspec.structs.replace(now, **changed))
 
 
 ACCESS_MATCHES = "(w.alias LIKE :text ESCAPE '\\' OR a.source LIKE :text ESCAPE '\\' OR a.worker = :number)"
@@ -2364,7 +2417,7 @@ PAGES = [
     Action("/delete", delete_project, again="confirm"),
     Action(ONE_PROJECT + "/secret", tracker.set_secret, says="The secret is saved."),
     Action(ONE_PROJECT + "/webhook_secret", tracker.set_webhook_secret, says="The webhook secret is saved."),
-    Action(ONE_PROJECT + "/notices", set_hook, notices.HookBody, to=NOTICES, says="Saved.", again=True),
+    Action(ONE_PROJECT + "/notices", save_notices, NoticesForm, to=NOTICES, says="Saved.", again=True),
     Action(ONE_PROJECT + "/notices/test", test_hook, again=True),
     Page(ONE_PROJECT + "/secrets", moved_to(ONE_PROJECT + "/edit#secrets")),
     Page(ONE_PROJECT + "/acts", "acts.html", project_acts),
@@ -2403,7 +2456,7 @@ PAGES = [
     Action("/reject/{worker}", tracker.reject_request, says="The worker has no access (any more)."),
     Action("/answer", answer_on_list),
     Action("/set", tracker.set_worker_access, says="The worker's access is set."),
-    Action("/role", tracker.set_named_role, says="The manager's roles are set."),
+    Action("/role", save_roles, RolesForm, says="The manager's roles are set."),
     Page("/ui/workers", "workers.html", worker_list),
     Action("/pause", tracker.set_worker_paused, says=paused_in_words, again=False),
     Page("/ui/workers/{worker}", "worker.html", worker_page),

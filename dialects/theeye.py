@@ -1564,6 +1564,7 @@ def workflow_page(tx: Tx, caller: tracker.Caller, workflow: sqlite3.Row) -> dict
         **frame,
         "workflow": workflow,
         "edges": shown.edges,
+        "shown": shapes.WorkflowBody(name=shown.name, start=shown.start, edges=shown.edges),
         "arguments": tracker.free_arguments(start) if start else [],
         "runs": tx.all(runs, (workflow["id"],)),
     }
@@ -1581,14 +1582,27 @@ def begun(edge: dict[str, str]) -> bool:
     return bool(edge["template"] or edge["target"])
 
 
-def workflow_form(visit: pages.Visit) -> shapes.WorkflowBody:
+class WorkflowForm(shapes.WorkflowBody):
+    """A workflow that there is, with what of it (as JSON) its form showed."""
+
+    shown: str = ""
+
+
+def save_workflow(tx: Tx, caller: tracker.Caller, workflow: int, body: WorkflowForm) -> None:
+    """Changes what was changed in the form; the edges are one thing."""
+    changed = pages.changed_fields(body, shapes.WorkflowBody)
+    tracker.update_workflow(tx, caller, workflow, shapes.WorkflowBody(**changed))
+
+
+def workflow_form(visit: pages.Visit, kind: type = shapes.WorkflowBody) -> shapes.WorkflowBody:
     """The form of a workflow. A row of which something is left open is no edge yet, but it is no slip to be ignored."""
     edges = typed_edges(visit)
     for number, edge in enumerate(edges, 1):
         if begun(edge) and not all(edge.values()):
             raise TrackerError("invalid", f"row {number} needs a template and what follows it", "edges")
     fields = {"name": visit.field("name"), "start": visit.field("start"), "edges": list(filter(begun, edges))}
-    return errors.convert(fields, shapes.WorkflowBody, strict=False)
+    shown = {"shown": visit.field("shown")} if kind is WorkflowForm else {}
+    return errors.convert({**fields, **shown}, kind, strict=False)
 
 
 async def show_new_workflow(visit: pages.Visit) -> Response:
@@ -1727,7 +1741,7 @@ PAGES = [
         "/ui/workflows/{workflow}",
         show_workflow,
         actions=[
-            Action("", tracker.update_workflow, workflow_form, says="Saved."),
+            Action("", save_workflow, functools.partial(workflow_form, kind=WorkflowForm), says="Saved."),
             Action(
                 "/rotate",
                 tracker.rotate_workflow_secret,

@@ -77,7 +77,8 @@ OTHERS = {
     "act_on_list", "answer_on_list", "cancel_job", "change_password_page", "create_worker",
     "delete_by_form", "delete_project", "delete_worker",
     "export_by_form", "export_project", "get_secret", "handler", "import_by_form", "import_project", "log_out_page",
-    "logout", "pause_all", "reset_project", "retry_job", "retry_on_page", "run_template", "set_all_paused",
+    "logout", "pause_all", "reset_project", "retry_job", "retry_on_page", "run_template",
+    "save_notices", "save_roles", "set_all_paused",
     "submit_as_manager", "submit_lines", "test_hook", "trigger_template", "trigger_workflow",
 }  # fmt: skip
 

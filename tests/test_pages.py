@@ -1229,6 +1229,56 @@ def test_settings_sent_as_they_are_change_nothing(place: Place) -> None:
     assert place.site.read("SELECT max_lost_leases FROM project WHERE id = ?", project) == [(None,)]
 
 
+def test_notices_saved_from_an_old_page_leave_what_was_set_since(place: Place) -> None:
+    path = place.at("/ui/projects/{project}/edit")
+    notices = place.at("/project/notices/{project}")
+    old = place.admin.open(path).form("/notices")
+    url = "https://chat.example/hook"
+    set_since = {"url": url, "kind": "slack", "events": ["worker_paused"], "failing_share": 9}
+    assert place.site.admin.post(notices, set_since).status_code == 200
+    refused = place.admin.send(old, stalled_minutes="0")
+    assert refused.status == 400
+    assert (
+        place.admin.send(refused.tree.get_element_by_id("notices").find("form"), stalled_minutes="7").notice == "Saved."
+    )
+    now = place.site.admin.get(notices).json()["content"]["notices"]
+    assert now | set_since == now and now["stalled_minutes"] == 7
+
+
+def test_where_notices_go_and_of_what_kind_they_are_is_one_thing_to_the_form(place: Place) -> None:
+    path = place.at("/ui/projects/{project}/edit")
+    old = place.admin.open(path).form("/notices")
+    place.site.admin.post(place.at("/project/notices/{project}"), {"url": "https://slack.example/", "kind": "slack"})
+    place.admin.send(old, url="https://elsewhere.example/", kind="json")
+    assert place.site.read("SELECT url, kind FROM notice_hook") == [("https://elsewhere.example/", "json")]
+
+
+def test_a_manager_s_roles_saved_from_an_old_page_leave_those_that_were_given_or_taken_since(place: Place) -> None:
+    path = place.at("/ui/projects/{project}/access")
+    place.admin.act(f"{path}/role", {"username": "other", "read": "true", "edit": "true"})
+    old = next(form for form in place.admin.open(path).tree.forms if form.get("id") == f"role-{place.manager.id}")
+    place.admin.act(f"{path}/role", {"username": "other", "read": "true", "secret": "true"})
+    ticked = {"read": "true", "edit": "true", "maintenance": "true"}  # for this browser the boxes are not part of it
+    place.admin.act(f"{path}/role", {**old.fields, **ticked})
+    role = place.site.read("SELECT role FROM manager_role WHERE manager = ?", place.manager.id)
+    assert role == [(READ | SECRET | MAINTENANCE,)]
+
+
+def test_a_workflow_saved_from_an_old_page_leaves_what_was_changed_since(place: Place) -> None:
+    path = place.at("/ui/workflows/{workflow}")
+    workflow = int(path.rpartition("/")[2])
+    old = place.admin.open(path).form(path)
+    edges = [{"template": place.template, "ending": "failure", "target": place.template}]
+    changed = place.site.admin.post(f"/workflow/update/{workflow}", {"name": "theirs", "edges": edges})
+    assert changed.status_code == 200
+    assert place.admin.send(old).notice == "Saved."
+    now = place.site.admin.get(f"/workflow/get/{workflow}").json()["content"]["workflow"]
+    assert (now["name"], now["edges"]) == ("theirs", edges)
+    assert place.admin.send(old, name="mine").notice == "Saved."
+    now = place.site.admin.get(f"/workflow/get/{workflow}").json()["content"]["workflow"]
+    assert (now["name"], now["edges"]) == ("mine", edges)
+
+
 @pytest.mark.parametrize("name", ["", "plain projec", "PLAIN PROJECT", "plain project 2"])
 def test_a_hard_reset_without_the_project_s_name_deletes_nothing(place: Place, name: str) -> None:
     before = place.dump()
