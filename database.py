@@ -381,6 +381,8 @@ class Database:
                 raise too_long() from None
             if is_of_the_file(error) and error.sqlite_errorcode != sqlite3.SQLITE_READONLY:  # that is a fault of ours
                 raise cannot_read(error) from None
+            if isinstance(error, StopIteration):  # which no future takes: its caller would wait for ever
+                raise RuntimeError("StopIteration") from error
             raise
         finally:
             limit.begin()

@@ -125,6 +125,18 @@ def test_a_call_that_fails_before_it_has_written_leaves_its_neighbours_untouched
     run_with_database(path, main)
 
 
+@pytest.mark.parametrize(("raised", "arrives"), [(ValueError, ValueError), (StopIteration, RuntimeError)])
+def test_a_read_that_fails_is_told_to_its_caller(path: Path, raised: type[Exception], arrives: type[Exception]) -> None:
+    def fail(tx: Tx) -> None:
+        raise raised("a mistake in the code")
+
+    async def main(database: tracker.Database) -> None:
+        with pytest.raises(arrives):
+            await asyncio.wait_for(database.read(fail), 20)
+
+    run_with_database(path, main)
+
+
 def test_only_what_was_done_is_announced(path: Path) -> None:
     announced: list[tuple[int, int]] = []
 
