@@ -230,7 +230,7 @@ def month_ticks(start: float, end: float) -> list[tuple[int, str, bool]]:
     ]
 
 
-MONTH_STEPS = (1, 3, 6, *(12 * years for years in (1, 2, 5, 10, 20, 50, 100)))
+MONTH_STEPS = (1, 3, 6, *(12 * years for years in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000)))
 
 
 # ── The chart ─────────────────────────────────────────────────────────────────────────────────────────────────────────

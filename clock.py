@@ -19,6 +19,7 @@ AHEAD = 30 * 86400  # seconds by which it may have gone on: a laptop was off, no
 BACK = 3600  # and by which it may have been set back
 SAY_INTERVAL = 3600.0  # seconds from one line in the log to the next
 ENOUGH = 7 * 86400  # seconds of service after which a clock is believed that nobody has set right
+LATEST = 253_370_764_800  # the year 9999, the last that a date can be written in: what ends in a month has one as well
 
 
 class Seen(msgspec.Struct, kw_only=True):
@@ -59,7 +60,7 @@ class Clock:
         self.look()
 
     def time(self) -> float:
-        return time.time()
+        return bounded(time.time())
 
     def uptime(self) -> float:
         return time.monotonic() - self._origin
@@ -148,6 +149,11 @@ class Clock:
         """What is known of the clock, to be kept in the database (JSON)."""
         seen = self.look() or Seen(time=self.time(), uptime=self.uptime())
         return msgspec.json.encode(seen).decode()
+
+
+def bounded(time_stamp: float) -> float:
+    """The time that is reckoned with when a clock shows this: one that can be written as a date, from 1970 on."""
+    return min(max(0.0, time_stamp), LATEST)
 
 
 def read_seen(text: str) -> Seen:

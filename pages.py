@@ -154,7 +154,7 @@ def project_charts(tx: Tx, project: sqlite3.Row, span: str) -> dict[str, Any]:
     """Throughput and backlog over a time of RANGES."""
     end, began = tx.time, tx.one(FIRST_SNAPSHOT, (project["id"],))
     first = began and began["time_stamp"]
-    start = end - RANGES[span] if RANGES[span] else end if first is None else min(first, end)
+    start = end - RANGES[span] if RANGES[span] else end if first is None else max(0, min(first, end))
     rows = sampled_snapshots(tx, project["id"], charts.grid(start, end))
     if rows and start <= first < rows[0]["time_stamp"]:  # or else what was done in the first step would be lost
         rows.insert(0, began)

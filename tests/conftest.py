@@ -36,6 +36,7 @@ import database
 import pages
 import tracker
 import writer
+from clock import bounded
 
 # Also for pytest's own processes and those that tests start. What was compiled is kept, even where the environment is
 # against it; and who makes an HTTP client reads one certificate, as reading all takes longer than a test's requests.
@@ -168,7 +169,7 @@ class MovedClock(tracker.Clock):
         self.passed += seconds
 
     def time(self) -> float:
-        return super().time() + self.passed + self.wall
+        return bounded(super().time() + self.passed + self.wall)
 
     def uptime(self) -> float:
         return super().uptime() + self.passed

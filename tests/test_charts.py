@@ -161,6 +161,7 @@ def test_time_ticks_lie_in_the_time_in_order_and_far_enough_apart_for_their_labe
         (90 * DAY, "Sep Oct Nov", None),
         (YEAR, "Jan Apr Jul Oct", None),
         (9 * YEAR, "2018 2020 2022 2024 2026", None),
+        (1900 * YEAR, "500 1000 1500 2000", None),
     ],
 )
 def test_time_ticks_are_round_moments_of_the_calendar(span: int, narrow: str, wide: str | None) -> None:

@@ -12,6 +12,7 @@ from place import Jobs, Queue, StillClock, begin_reset, running
 from test_pages import Tab
 
 import clock as clock_module
+import pages
 import shapes
 import tracker
 from clock import Clock, Seen, read_seen
@@ -27,7 +28,7 @@ class LooseClock(StillClock):
     wall = 0.0
 
     def time(self) -> float:
-        return super().time() + self.wall
+        return clock_module.bounded(super().time() + self.wall)
 
 
 def restarted(clock: LooseClock, wall: float) -> LooseClock:
@@ -412,6 +413,35 @@ def test_nothing_is_pruned_in_the_first_minutes(tmp_path: Path, monkeypatch: pyt
     asyncio.run(serve())
     assert pruned == []
     assert tracker.PRUNE_DELAY >= 120
+
+
+ABSURD = [-(2.0**63), -62_135_596_801.0, -1.0, 2.0**32, 231_800_000_000.0, 253_402_300_800.0, 2.0**63]
+
+
+@pytest.mark.parametrize("clocks", [ABSURD, ABSURD[::-1]])
+def test_pages_and_calls_answer_whatever_the_clock_shows_and_has_shown(site: Site, clocks: list[float]) -> None:
+    project = site.admin.create_project()
+    worker = site.create_worker(project)
+    ranges = [f"/ui/projects/{project}?range={name}" for name in pages.RANGES]
+    now = StillClock.time(site.clock)
+    for time in (*clocks, now):
+        site.clock.wall = time - now
+        assert worker.submit(project, "a").status_code == 200
+        assert worker.release(worker.assigned(project)["id"]).status_code == 200
+        for path in ("/ui/", *ranges, "/ui/logs", "/ui/workers", "/ui/admin", f"/project/monitoring/{project}?count=9"):
+            assert site.admin.http.get(path).status_code == 200, (time, path)
+
+
+@pytest.mark.parametrize("clocks", [ABSURD, ABSURD[::-1]])
+def test_charts_are_drawn_whatever_the_clock_shows_and_has_shown(wrong: WrongQueue, clocks: list[float]) -> None:
+    now = StillClock.time(wrong.clock)
+    for time in (*clocks, now):
+        wrong.clock.wall = time - now
+        wrong.do(tracker.take_snapshots, 0, int(wrong.clock.time()))
+        [project] = wrong.rows("SELECT * FROM project")
+        for span in pages.RANGES:
+            assert wrong.do(pages.project_charts, project, span)["backlog"].time_ticks, (time, span)
+        assert wrong.do(pages.spark, wrong.project)
 
 
 def test_the_clock_is_read_in_one_place() -> None:
