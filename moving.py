@@ -754,7 +754,7 @@ async def import_project(call: Call) -> Reply:
     most = most_bytes(call.tracker, trusted)
     try:
         async with call.spooled(most >> 10) as file:
-            project, operation, _ = await imported(call.tracker, session, file, query, most)
+            project, operation, _ = await imported(call, session, file, query, most)
     except TrackerError as error:
         if error.code != "conflict" or not query.token:
             raise
@@ -773,18 +773,21 @@ def most_bytes(running: tracker.Tracker, trusted: bool) -> int:
 
 
 async def imported(
-    running: tracker.Tracker, session: bytes | None, file: BinaryIO, query: ImportQuery, most: int
+    call: Call, session: bytes | None, file: BinaryIO, query: ImportQuery, most: int
 ) -> tuple[int, int, asyncio.Future[int]]:
     """Imports a file that is there: the project, the operation that fills it, and its end. Else nothing is left."""
-    write = functools.partial(running.db.write, tracker.as_caller)
-    lines = records(file, most)
-    _, (_, project) = await asyncio.to_thread(lambda: (next(lines), next(lines)))
+    running, lines = call.tracker, records(file, most)
+    write, aside = (
+        functools.partial(running.db.write, tracker.as_caller),
+        functools.partial(running.aside.done, call.source),
+    )
+    _, (_, project) = await aside(lambda: (next(lines), next(lines)))
     counts: Counter[str] = Counter()
     async with tracker.staged(running, tracker.as_caller, begin_import, session, project, query) as operation:
         number = (await running.db.read(operation_project, operation))["project"]
         staging = pieces(lines, number, counts)
         first = 1
-        while some := await asyncio.to_thread(tracker.take_pieces, staging):
+        while some := await aside(tracker.take_pieces, staging):
             await running.db.write(add_pieces, operation, first, some, counts["weight"], long=True)
             first += len(some)
         accepted = (operation, project, query.name, counts["tasks"])
@@ -806,7 +809,7 @@ async def import_by_form(visit: Any) -> Response:
     query, session = ImportQuery(visit.field("name").strip()), visit.session()
     _, trusted = await visit.look(find_import, "")
     most = most_bytes(visit.tracker, trusted)
-    project, operation, done = await imported(visit.tracker, session, file.file, query, most)
+    project, operation, done = await imported(visit, session, file.file, query, most)
     finished, _ = await asyncio.wait((done,), timeout=1)
     if not finished:
         return visit.see(f"/ui/operations/{operation}")

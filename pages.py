@@ -1568,7 +1568,7 @@ async def submit_lines(visit: Visit) -> Response:
         raise TrackerError("invalid", "type at least one line, or choose a file", "lines")
     source, field = (file.file, "file") if uploaded else (io.BytesIO(typed.encode()), "lines")
     upload = tracker.Upload(source, project, defaults, field)
-    operation, done = await tracker.submit_upload(visit.tracker, visit.session(), upload)
+    operation, done = await tracker.submit_upload(visit, visit.session(), upload)
     await asyncio.wait((done,), timeout=OPERATION_PATIENCE)
     return visit.see(f"/ui/operations/{operation}")
 

@@ -4880,16 +4880,16 @@ async def store_pieces(tracker: Tracker, credentials: WorkerCredentials, bulk: B
     """
     async with staged(tracker, begin_bulk_submit, credentials, bulk.project) as operation:
         async with room:
-            await stage(tracker.db, operation, iter(bulk.pieces))
+            await stage(tracker.db, operation, functools.partial(asyncio.to_thread, take_pieces, iter(bulk.pieces)))
             bulk.pieces.clear()
         await tracker.db.write(accept_bulk_submit, credentials, operation, bulk.count)
     return await tracker.begin_operation(operation, answered=True)
 
 
-async def stage(database: Database, operation: int, pieces: Iterator[bytes]) -> None:
-    """Stages the pieces, some in each transaction; the next ones are made while those are committed."""
+async def stage(database: Database, operation: int, take: Callable[[], Awaitable[list[bytes]]]) -> None:
+    """Stages the pieces, some in each transaction; the next ones are made (`take`) while those are committed."""
     number, staging = 1, None
-    while some := await asyncio.to_thread(take_pieces, pieces):
+    while some := await take():
         if staging:
             await staging
         staging = database.write(add_bulk_pieces, operation, number, some, long=True)
@@ -4909,22 +4909,22 @@ def take_pieces(pieces: Iterator[bytes]) -> list[bytes]:
 
 
 async def submit_upload(
-    tracker: Tracker, credentials: Credentials, upload: Upload, token: str = ""
+    call: Call, credentials: Credentials, upload: Upload, token: str = ""
 ) -> tuple[int, asyncio.Future[int]]:
     """Begins to submit the lines, all of which have been read: the operation, and its end. Else nothing is left."""
-    async with staged(tracker, begin_lines_submit, credentials, upload.project, token) as operation:
-        await stage_lines(tracker.db, operation, upload, credentials)
-    return operation, tracker.begin_operation(operation)
+    async with staged(call.tracker, begin_lines_submit, credentials, upload.project, token) as operation:
+        await stage_lines(call.tracker, call.source, operation, upload, credentials)
+    return operation, call.tracker.begin_operation(operation)
 
 
-async def stage_lines(database: Database, operation: int, upload: Upload, credentials: Credentials) -> None:
+async def stage_lines(tracker: Tracker, source: str, operation: int, upload: Upload, credentials: Credentials) -> None:
     """Stages the lines in pieces and accepts them together. Refuses an upload in which there is no line."""
     report = shapes.LinesReport()
-    pieces = line_pieces(upload, 1024 * database.settings.max_bulk_body, report)
-    await stage(database, operation, pieces)
+    pieces = line_pieces(upload, 1024 * tracker.settings.max_bulk_body, report)
+    await stage(tracker.db, operation, functools.partial(tracker.aside.done, source, take_pieces, pieces))
     if not report.line_count:
         raise TrackerError("invalid", "it has no line that is not blank", upload.field)
-    await database.write(accept_lines_submit, credentials, operation, report)
+    await tracker.db.write(accept_lines_submit, credentials, operation, report)
 
 
 @takes(Call.worker, query=shapes.UploadQuery, who=SUBMITTER, answer={"operation": Annotated[int, UPLOADED]})
@@ -4946,7 +4946,7 @@ async def submit_lines(call: Call) -> Reply:
     if operation is None:
         async with call.spooled(most) as file:
             upload = Upload(file, project, query, "body", query.first_line)
-            operation, _ = await submit_upload(call.tracker, credentials, upload, query.token)
+            operation, _ = await submit_upload(call, credentials, upload, query.token)
     return Reply({"operation": operation})
 
 

@@ -648,3 +648,22 @@ def test_failed_tasks_without_a_reason_are_a_group_that_goes_when_they_are_retri
     site.admin.post(f"/project/reset_failed_tasks/{project}")
     wait_until(lambda: site.admin.counts(project) == {"waiting": 3})
     assert site.read(groups, project) == []
+
+
+def test_lines_and_files_of_anybody_are_read_one_piece_at_a_time_in_turns(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sixteen uploads at once, on as many threads as there are, made the workers wait ten times as long."""
+    threads, take = [], tracker.take_pieces
+
+    def noted(pieces: Any) -> list[bytes]:
+        threads.append(threading.current_thread().name.rpartition("_")[0])
+        return take(pieces)
+
+    monkeypatch.setattr(tracker, "take_pieces", noted)
+    project = imported(site.admin, sealed(HEADER, BARE, TASK))
+    worker = site.create_worker(project)
+    assert worker.http.post(f"/task/submit_lines/{project}", content=b"a\nb\n").status_code == 200
+    page = Tab(site.admin.http).act(f"/ui/projects/{project}/submit/lines", {"lines": "c"})
+    assert page.status == 200
+    assert len(threads) >= 6 and set(threads) == {"aside"}

@@ -534,7 +534,7 @@ def upload_of(source: io.BytesIO, project: int) -> tracker.Upload:
 
 async def stage_in(one: tracker.Tracker, session: bytes, project: int, source: io.BytesIO) -> int:
     operation = await one.db.write(tracker.begin_lines_submit, session, project)
-    await tracker.stage_lines(one.db, operation, upload_of(source, project), session)
+    await tracker.stage_lines(one, "", operation, upload_of(source, project), session)
     return operation
 
 
@@ -591,7 +591,7 @@ def test_an_upload_whose_manager_loses_the_role_meanwhile_is_refused_at_its_end(
             operation = await one.db.write(call, tracker.begin_lines_submit, session, project)
             await one.db.write(call, tracker.set_role, admin, project, shapes.RoleBody(manager=other, role=READ))
             with pytest.raises(tracker.TrackerError, match="You have no EDIT role"):
-                await tracker.stage_lines(one.db, operation, upload_of(io.BytesIO(MANY), project), session)
+                await tracker.stage_lines(one, "", operation, upload_of(io.BytesIO(MANY), project), session)
             assert await one.db.read(tracker.unaccepted_bulk_submits) == [operation]
             await tracker.discard(one.db, operation)
             assert await one.db.read(waiting) == 0
