@@ -173,8 +173,13 @@ class Upload(NamedTuple):
 def tasks_of(
     upload: Upload, most: int, report: LinesReport, make: Callable[[LineTask], Any]
 ) -> Iterator[tuple[int, int, Any]]:
-    """What `make` makes of each line: its number, its size in bytes, the task. Refused ones go to the report."""
+    """What `make` makes of each line: its number, its size in bytes, the task. Refused ones go to the report.
+
+    Now and then there is no task: however many lines make none, whoever reads them is not kept long.
+    """
     for number, line in read_lines(upload, most):
+        if number % 1024 == 0:
+            yield number, 0, None
         if number % 64 == 0:
             time.sleep(0)  # lets other threads have the interpreter
         if line is not None and not line.strip():
@@ -188,6 +193,22 @@ def tasks_of(
                 report.refused.append((number, error.message[:MOST_REASON]))
             continue
         yield number, len(line), task
+
+
+STAGE_BYTES = 2**17  # of pieces that one transaction stages
+TAKE_TIME = 0.05  # seconds that one thread takes for them: others wait
+
+
+def take_pieces(pieces: Iterator[bytes]) -> list[bytes]:
+    """The next pieces, as many as one transaction stores, or as there are after a moment: some may be empty."""
+    taken: list[bytes] = []
+    size, until = 0, time.monotonic() + TAKE_TIME
+    for piece in pieces:
+        taken.append(piece)
+        size += len(piece)
+        if size >= STAGE_BYTES or time.monotonic() > until:
+            break
+    return taken
 
 
 def read_lines(upload: Upload, most: int) -> Iterator[tuple[int, bytes | None]]:

@@ -151,7 +151,7 @@ from faults import fault
 from githook import SIGNATURE_HEADERS, check_known, check_signed, keys_for, receive_push, signed_with
 from joblog import add_job_line, add_job_lines, job_log, tell_what_was_dropped, what_drops
 from limits import Limit
-from lines import MOST_REPORTED, LineTask, Upload, array_parts, tasks_of
+from lines import MOST_REPORTED, LineTask, Upload, array_parts, take_pieces, tasks_of
 from logfile import kept_line, open_log_file
 from logs import (
     LEVEL_NAMES,
@@ -213,7 +213,6 @@ def retry_pauses() -> Iterator[float]:
 PIECE_TASKS = 500  # rows that one step stores or deletes
 BULK_TASKS = 100  # in a piece of a bulk submit: short calls that wait are let in after each
 PIECE_BYTES = 2**18  # and no step stores more than this at once
-STAGE_BYTES = 2**17  # of pieces that one transaction stages
 STEP_TASKS = 50  # in one statement of the other operations: their recipes may be long, and are rewritten
 
 # Searches
@@ -3583,10 +3582,16 @@ def bulk_of(requests: Iterable[shapes.SubmitBody], most: int) -> Bulk:
 
 
 def in_pieces(sized: Iterable[tuple[int, Any]]) -> Iterator[bytes]:
-    """Tasks, each with its size in bytes, as JSON in pieces of at most BULK_TASKS and about PIECE_BYTES."""
+    """Tasks, each with its size in bytes, as JSON in pieces of at most BULK_TASKS and about PIECE_BYTES.
+
+    A None in the place of a task is handed on as an empty piece: there is nothing more yet.
+    """
     piece: list[Any] = []
     size = 0
     for length, task in sized:
+        if task is None:
+            yield b""
+            continue
         piece.append(task)
         size += length
         if len(piece) == BULK_TASKS or size >= PIECE_BYTES:
@@ -4858,7 +4863,7 @@ def line_pieces(upload: Upload, most: int, report: shapes.LinesReport) -> Iterat
     def make(body: LineTask) -> tuple:
         return upload.project, *task_row(body)[1:]
 
-    return in_pieces((size, [number, *task]) for number, size, task in tasks_of(upload, most, report, make))
+    return in_pieces((size, task and [number, *task]) for number, size, task in tasks_of(upload, most, report, make))
 
 
 @contextlib.asynccontextmanager
@@ -4892,20 +4897,11 @@ async def stage(database: Database, operation: int, take: Callable[[], Awaitable
     while some := await take():
         if staging:
             await staging
+        some = list(filter(None, some))
         staging = database.write(add_bulk_pieces, operation, number, some, long=True)
         number += len(some)
     if staging:
         await staging
-
-
-def take_pieces(pieces: Iterator[bytes]) -> list[bytes]:
-    """The next pieces, as many as one transaction stores."""
-    taken: list[bytes] = []
-    size = 0
-    while size < STAGE_BYTES and (piece := next(pieces, None)):
-        taken.append(piece)
-        size += len(piece)
-    return taken
 
 
 async def submit_upload(

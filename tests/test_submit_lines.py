@@ -7,6 +7,7 @@ import bz2
 import codecs
 import gzip
 import io
+import itertools
 import json
 import lzma
 import sqlite3
@@ -609,3 +610,14 @@ def test_an_upload_without_a_line_is_refused(tmp_path: Path, data: bytes) -> Non
             assert await one.db.read(tracker.unfinished_operations) == []
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("line", [b"\n", b"{\n"], ids=["blank", "refused"])
+def test_lines_that_make_no_task_keep_nobody_long(monkeypatch: pytest.MonkeyPatch, line: bytes) -> None:
+    """64 MiB of them are minutes of a thread for which others wait."""
+    monkeypatch.setattr(lines, "TAKE_TIME", 0, raising=False)
+    report = LinesReport()
+    pieces = tracker.line_pieces(upload_of(io.BytesIO(line * 5000 + b"a\n"), 1), 2**20, report)
+    taken = list(iter(lambda: tracker.take_pieces(pieces), []))
+    assert len(taken) > 4
+    assert len(list(filter(None, itertools.chain(*taken)))) == 1
