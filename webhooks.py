@@ -18,13 +18,15 @@ import contextlib
 import errno
 import functools
 import ipaddress
+import math
 import os
 import queue
 import re
 import socket
 import ssl
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any, NamedTuple
@@ -41,7 +43,7 @@ MAX_READ = 2**19  # bytes of what it sends, with interim answers, headers and th
 MAX_PIECE = 2**11  # bytes that are read at once: what is read takes long if it is thousands of interim answers
 MAX_URL = 4096  # characters
 ATTEMPTS = 4  # addresses of one name that are tried: a name with a thousand must not make a scanner of the tracker
-LOOKUPS = 8  # names that are looked up at the same time, for those who are trusted and for the others each
+LOOKUPS = 8  # names that are looked up at the same time, in each of the lanes: see look_up
 AT_ONCE = 24  # events on their way for those who wait for an answer: each takes a file descriptor
 
 Address = IPv4Address | IPv6Address
@@ -375,9 +377,11 @@ class Bounded(httpcore.AsyncNetworkStream):
 
 # A name whose server does not answer blocks its thread for many seconds. The event loop's default threads, which
 # passwords need, must not wait for such names, nor must the end of the process, as it does for an executor's threads.
-# And anybody can have as many such names looked up as there are threads: those who are trusted have some of their own.
+# And anybody can have as many such names looked up as there are threads: those who are trusted have some of their own,
+# and so have the domains of which a name has taken long, as whoever has one that hangs has any number of them.
 Names = queue.SimpleQueue[tuple[Future[list[str]], str, int]]
-_names: dict[bool, Names] = {trusted: queue.SimpleQueue() for trusted in (False, True)}
+TRUSTED, OTHERS, SLOW = "-trusted", "", "-slow"
+_names: dict[str, Names] = {lane: queue.SimpleQueue() for lane in (TRUSTED, OTHERS, SLOW)}
 
 
 async def look_up(host: str, port: int, trusted: bool = False) -> list[str]:
@@ -385,20 +389,65 @@ async def look_up(host: str, port: int, trusted: bool = False) -> list[str]:
 
     Raises Unreachable when there are none. Whoever stops waiting gives up a place in the queue.
     """
-    _start_threads(trusted)
+    lane = TRUSTED if trusted else SLOW if SLOW_DOMAINS.has(host) else OTHERS
+    _start_threads(lane)
     found: Future[list[str]] = Future()
-    _names[trusted].put((found, host, port))
+    _names[lane].put((found, host, port))
     try:
         return await asyncio.wrap_future(found)
     except OSError as error:
         raise Unreachable(f"The webhook's host {host} cannot be found: {error.strerror}") from error
 
 
+class SlowDomains:
+    """The domains of which a name takes long, or has lately."""
+
+    LONG = 2.0  # seconds
+    LATELY = 600.0  # seconds
+    MOST = 1000  # are remembered
+
+    def __init__(self) -> None:
+        self.lock, self.since = threading.Lock(), dict[str, float]()  # when a name of it had taken too long
+        self.running = dict[object, tuple[str, float]]()  # the names that are looked up, and since when
+
+    def has(self, host: str) -> bool:
+        domain, now = domain_of(host), time.monotonic()
+        with self.lock:
+            began = [began for other, began in self.running.values() if other == domain]
+            return min(began, default=now) < now - self.LONG or now - self.since.get(domain, -math.inf) < self.LATELY
+
+    @contextlib.contextmanager
+    def timed(self, host: str) -> Iterator[None]:
+        """While the name is looked up."""
+        mine, domain, began = object(), domain_of(host), time.monotonic()
+        with self.lock:
+            self.running[mine] = domain, began
+        try:
+            yield
+        finally:
+            now = time.monotonic()
+            with self.lock:
+                del self.running[mine]
+                if now - began >= self.LONG:
+                    self.since.pop(domain, None)  # behind the others
+                    self.since[domain] = now
+                if len(self.since) > self.MOST:
+                    del self.since[next(iter(self.since))]
+
+
+SLOW_DOMAINS = SlowDomains()
+
+
+def domain_of(host: str) -> str:
+    """Whose the name is, as far as its last two labels tell: of some, many people's together."""
+    return ".".join(host.rstrip(".").lower().rsplit(".", 2)[-2:])
+
+
 @functools.cache
-def _start_threads(trusted: bool) -> None:
+def _start_threads(lane: str) -> None:
     for number in range(LOOKUPS):
-        name = f"webhook-names-{'trusted-' * trusted}{number}"
-        threading.Thread(target=_look_up_names, args=(_names[trusted],), name=name, daemon=True).start()
+        name = f"webhook-names{lane}-{number}"
+        threading.Thread(target=_look_up_names, args=(_names[lane],), name=name, daemon=True).start()
 
 
 def _look_up_names(names: Names) -> None:
@@ -408,7 +457,8 @@ def _look_up_names(names: Names) -> None:
         if not found.set_running_or_notify_cancel():
             continue
         try:
-            entries = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            with SLOW_DOMAINS.timed(host):
+                entries = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
             found.set_result([str(address[0]) for *_, address in entries])
         except Exception as error:
             found.set_exception(error)

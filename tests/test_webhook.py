@@ -825,6 +825,49 @@ def test_names_of_strangers_that_hang_hold_up_no_name_of_those_who_are_trusted(
         run(send())
 
 
+def test_names_of_a_domain_that_hang_hold_up_no_other_stranger_s_for_long(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many names whoever has the domain makes up, once one of them has taken too long."""
+    release, hang_now = threading.Event(), threading.Semaphore(0)
+
+    def hang(host: str, *args: Any, **options: Any) -> Any:
+        if host.endswith(".hostile.test"):
+            hang_now.release()
+            release.wait()
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 1))]
+
+    async def send() -> None:
+        hosts = [f"http://hook{number}.hostile.test/" for number in range(webhooks.LOOKUPS)]
+        strangers = [asyncio.ensure_future(put(hosts[0], b"{}", timeout=UNTIL_DONE))]
+        try:
+            await asyncio.to_thread(hang_now.acquire)
+            strangers += [asyncio.ensure_future(put(url, b"{}", timeout=UNTIL_DONE)) for url in hosts]
+            await asyncio.to_thread(lambda: [hang_now.acquire() for _ in hosts[1:]])
+            with pytest.raises(Refused):
+                await put("http://hook.harmless.test/", b"{}", timeout=UNTIL_DONE)
+        finally:
+            release.set()
+            await asyncio.gather(*strangers, return_exceptions=True)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(webhooks, "SLOW_DOMAINS", slow := webhooks.SlowDomains())
+        patched.setattr(slow, "LONG", 0.0)
+        patched.setattr(socket, "getaddrinfo", hang)
+        run(send())
+        assert slow.has("another.HOSTILE.test.") and not slow.has("test")
+
+
+def test_no_more_than_some_slow_domains_are_remembered_the_last_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = webhooks.SlowDomains()
+    monkeypatch.setattr(slow, "LONG", 0.0)
+    for number in range(slow.MOST + 10):
+        with slow.timed(f"hook.domain{number}.test"):
+            assert slow.has(f"other.domain{number}.test")
+    assert len(slow.since) == slow.MOST and not slow.running
+    assert slow.has(f"domain{slow.MOST + 9}.test") and not slow.has("domain1.test")
+
+
 def test_a_name_that_hangs_does_not_keep_the_tracker_from_ending() -> None:
     program = """
 import asyncio, socket, threading
