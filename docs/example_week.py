@@ -324,7 +324,7 @@ class Story:
         text = "\n".join([*self.recipes(project, count), *more]).encode()
         given = Upload(io.BytesIO(text), id, shapes.LineDefaults(once=True, **defaults), "file")
         pieces = tracker.line_pieces(given, len(text), report)
-        for number, piece in enumerate(pieces, 1):
+        for number, piece in enumerate(filter(None, pieces), 1):
             self.do(tracker.add_bulk_piece, operation, number, piece)
         self.do(tracker.accept_lines_submit, session, operation, report)
         if finish:

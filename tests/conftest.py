@@ -183,7 +183,11 @@ class Client(httpx.Client):
     """Somebody's HTTP client. A copy is of the same one, at the tracker that `memo["url"]` names."""
 
     def __deepcopy__(self, memo: dict[Any, Any]) -> Client:
-        return client(memo["url"], headers=self.headers, cookies=self.cookies)
+        other = client(memo["url"], headers=self.headers)
+        for cookie in map(copy.copy, self.cookies.jar):
+            cookie.domain = other.base_url.host
+            other.cookies.jar.set_cookie(cookie)
+        return other
 
 
 def client(url: str, **options: Any) -> Client:
@@ -526,15 +530,19 @@ def prepared_site(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 
 @pytest.fixture
 def make_site(tmp_path: Path, clock: MovedClock, prepared_site: Prepared) -> Iterator[Callable[..., Any]]:
-    """Starts a tracker with some settings changed and what was prepared in it: an admin, if nothing else was."""
+    """Starts a tracker with some settings changed, in which is what was prepared: an admin, who has registered earlier.
+
+    Without (None) it is a new one, in which the admin registers now.
+    """
     with contextlib.ExitStack() as stack:
 
-        def make(prepared: Prepared = prepared_site, **changes: Any) -> Any:
+        def make(prepared: Prepared | None = prepared_site, **changes: Any) -> Any:
             fields = {"database": str(tmp_path / "tracker.db"), "log_file": str(tmp_path / "tracker.log"), **changes}
             settings = tracker.Settings(**fields)
-            prepared.write(settings.database)
+            if prepared:
+                prepared.write(settings.database)
             url = stack.enter_context(tracker.serving(settings, clock))
-            return prepared.copy(url, clock=clock, settings=settings)
+            return prepared.copy(url, clock=clock, settings=settings) if prepared else Site(url, clock, settings)
 
         yield make
 

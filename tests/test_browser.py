@@ -1439,7 +1439,7 @@ def test_no_page_of_a_first_visit_has_a_fault(browser: Browser, open_tab: Callab
 def test_logins_of_some_minutes_ago_fit_on_a_phone(
     make_site: Callable[..., Site], open_tab: Callable[..., Tab], clock: MovedClock
 ) -> None:
-    site = make_site()
+    site = make_site(None)
     tab = open_tab(site.url, viewport={"width": min(screenshots.WIDTHS), "height": 800})
     be_admin(tab, site)
     clock.pass_time(23 * 60)

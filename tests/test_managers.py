@@ -177,7 +177,7 @@ def test_a_logout_without_a_session_is_fine(site: Site) -> None:
 
 
 def test_a_session_ends_after_its_lifetime(make_site: Callable[..., Site]) -> None:
-    site = make_site(session_lifetime=1000)
+    site = make_site(None, session_lifetime=1000)
     site.clock.pass_time(900)
     assert account(site, session_of(site.admin))["ok"] is True
     site.clock.pass_time(101)
