@@ -231,7 +231,7 @@ def test_a_scrape_takes_as_many_steps_however_many_tasks_there_are() -> None:
         bench = place_with(count)[0].copy()
         return bench.steps(metrics.read_figures, True)
 
-    assert steps(10) == steps(4000)
+    assert steps(10) == steps(400)
 
 
 def test_a_scrape_reads_by_indexes_alone() -> None:
