@@ -322,12 +322,15 @@ def optional_fields(kind: type) -> dict[str, type | None]:
 
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}  # in seconds, by the first letter of each of their names
+LONGEST_TIME = 100  # characters
 PART = r"([0-9]{1,10})\s*(s|sec|seconds?|m|min|minutes?|h|hours?|d|days?)\s*"
 
 
 def seconds(value: int | str) -> int:
     """A time given in seconds, or like 30m, 1h30m or 2 Days. Refuses what is neither."""
     text = f"{value}".strip().lower()
+    if len(text) > LONGEST_TIME:
+        raise Unprocessable("reserve_data.timeout", f"has more than {LONGEST_TIME} characters")
     if re.fullmatch(r"-?[0-9]{1,20}", text):
         number = int(text)
     elif re.fullmatch(f"({PART})+", text):
