@@ -2570,6 +2570,14 @@ def test_a_long_result_and_a_long_log_are_streamed_and_the_same(
         assert answer.headers["content-type"] == before.headers["content-type"]
 
 
+def test_what_is_short_beside_a_long_text_of_a_result_is_sent_at_once(site: Site) -> None:
+    job = site.guest.post("/v1/job", json={"job_queue": "q"}).json()["job_id"]
+    report = {"test_output": "x" * 300_000, "status": {f"phase {number}": 0 for number in range(1000)}}
+    site.guest.post(f"/v1/result/{job}", json=report)
+    with site.guest.stream("GET", f"/v1/result/{job}") as answer:
+        assert sum(len(piece) > 0 for piece in answer.iter_raw()) < 100
+
+
 def test_a_result_that_changes_while_it_is_sent_is_broken_off(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     http = site.guest
     job = http.post("/v1/job", json={"job_queue": "q"}).json()["job_id"]
