@@ -2570,6 +2570,18 @@ def test_a_long_result_and_a_long_log_are_streamed_and_the_same(
         assert answer.headers["content-type"] == before.headers["content-type"]
 
 
+@pytest.mark.parametrize("path", ["/v1/agents/data", "/v1/queues/q/agents"])
+def test_a_list_of_agents_is_sent_a_piece_at_a_time(site: Site, path: str) -> None:
+    for number in range(8):
+        told = {"queues": ["q"], "comment": f"agent {number}", "other": "x" * 200_000}
+        assert site.guest.post(f"/v1/agents/data/agent-{number}", json=told).status_code == 200
+    answer = site.guest.get(path)
+    assert "content-length" not in answer.headers
+    listed = answer.json()
+    assert [agent["name"] for agent in listed] == [f"agent-{number}" for number in range(8)]
+    assert listed[7]["comment"] == "agent 7"
+
+
 def test_what_is_short_beside_a_long_text_of_a_result_is_sent_at_once(site: Site) -> None:
     job = site.guest.post("/v1/job", json={"job_queue": "q"}).json()["job_id"]
     report = {"test_output": "x" * 300_000, "status": {f"phase {number}": 0 for number in range(1000)}}

@@ -550,28 +550,38 @@ def searched_states(given: list[str]) -> list[str]:
 
 async def jobs_found(ask: Ask, wanted: domain.Search, **more: str) -> Response:
     """The array of the jobs found, however many. Each piece of it is read when the one before has been sent."""
-    pieces = pieces_found(ask, wanted, more)
-    first = await anext(pieces, b"")  # a refusal comes before the answer
-    if more and not first:
-        return nothing()
 
-    async def array() -> AsyncIterator[bytes]:
-        """A JSON array of any length."""
+    def read(tx: Tx, after: int) -> tuple[list[dict[str, Any]], int | None]:
+        jobs, following = domain.search_jobs(tx, wanted, after)
+        return [{**job, **more} for job in jobs], following
+
+    pieces = pieces_of(ask, read, 0)
+    first = await anext(pieces, b"")  # a refusal comes before the answer
+    return nothing() if more and not first else array(first, pieces)
+
+
+async def pieces_of(ask: Ask, read: Callable[[Tx, Any], tuple[list, Any]], after: Any) -> AsyncIterator[bytes]:
+    """What stands in a JSON array, a piece at a time; none is empty.
+
+    `read(tx, after)` gives what comes next, and after what to go on (None: no more).
+    """
+    while after is not None:
+        found, after = await ask.read(lambda tx, _, after=after: read(tx, after))
+        if found:
+            yield encode(found)[1:-1]
+
+
+def array(first: bytes, pieces: AsyncIterator[bytes]) -> Stream:
+    """The answer with a JSON array of any length."""
+
+    async def whole() -> AsyncIterator[bytes]:
+        """The array."""
         yield b"[" + first
         async for piece in pieces:
             yield b"," + piece
         yield b"]"
 
-    return Stream(array(), 200, HEADERS, "application/json")
-
-
-async def pieces_found(ask: Ask, wanted: domain.Search, more: dict[str, str]) -> AsyncIterator[bytes]:
-    """The jobs found, a piece at a time, as what stands in a JSON array. No piece is empty."""
-    after: int | None = 0
-    while after is not None:
-        jobs, after = await ask.read(lambda tx, _, after=after: domain.search_jobs(tx, wanted, after))
-        if jobs:
-            yield encode([{**job, **more} for job in jobs])[1:-1]
+    return Stream(whole(), 200, HEADERS, "application/json")
 
 
 async def act_on_job(ask: Ask) -> Response:
@@ -778,13 +788,21 @@ async def wanted_queues(ask: Ask) -> tuple[list[str]]:
     return (ask.values("queue"),)
 
 
-def queue_agents(tx: Tx, queue: str) -> list[dict[str, Any]]:
+async def list_agents(ask: Ask) -> Response:
+    """All agents, however many and however much they have told."""
+    pieces = pieces_of(ask, domain.list_agents, "")
+    return array(await anext(pieces, b""), pieces)
+
+
+async def queue_agents(ask: Ask) -> Response:
     """The agents that listen to the queue. Of one that does not exist: none, or (404) for the newer generation."""
-    agents = domain.queue_agents(tx, queue)
-    newer = tx.settings.testflinger_version != domain.OLDER
-    if newer and not agents and queues.find_queue(tx, queue) is None:
+    queue = ask.path("queue")
+    pieces = pieces_of(ask, lambda tx, after: domain.queue_agents(tx, queue, after), "")
+    first = await anext(pieces, b"")
+    newer = ask.tracker.settings.testflinger_version != domain.OLDER
+    if newer and not first and await ask.read(lambda tx, _: queues.find_queue(tx, queue)) is None:
         raise TrackerError("not_found", f"There is no queue {queue!r}")
-    return agents
+    return array(first, pieces)
 
 
 async def get_queue_jobs(ask: Ask) -> Response:
@@ -867,12 +885,12 @@ ROUTES: list[tuple[str, str, Handler, str]] = [
     ("GET", "/v1/agents/queues", calls(queues.advertised_queues), ANY),
     ("POST", "/v1/agents/images", calls(queues.set_images, given=images_of_queues, long=True), AGENT),
     ("GET", "/v1/agents/images/{queue:name}", calls(queues.images, "queue"), ANY),
-    ("GET", "/v1/agents/data", calls(domain.list_agents), ANY),
+    ("GET", "/v1/agents/data", list_agents, ANY),
     ("POST", "/v1/agents/data/{name}", update_agent, AGENT),
     ("GET", "/v1/agents/data/{name}", calls(domain.get_agent, "name"), ANY),
     ("POST", "/v1/agents/provision_logs/{name}", calls(domain.add_provision_log, given=provisioning), AGENT),
     ("GET", "/v1/queues/wait_times", calls(queues.wait_times, given=wanted_queues), ANY),
-    ("GET", "/v1/queues/{queue:name}/agents", calls(queue_agents, "queue"), ANY),
+    ("GET", "/v1/queues/{queue:name}/agents", queue_agents, ANY),
     ("GET", "/v1/queues/{queue:name}/jobs", get_queue_jobs, ANY),
     ("POST", "/v1/oauth2/token", get_token, OPEN),
     ("GET", "/v1/oauth2/token", get_token, OPEN),

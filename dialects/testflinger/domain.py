@@ -144,7 +144,7 @@ def check_secrets(tx: Tx, client: clients.Client | None, wanted: Submission) -> 
 
 def check_agents_left(tx: Tx, wanted: Submission) -> None:
     """Refuses a job that excludes every agent of its queue."""
-    agents = {row["name"] for row in agents_listening(tx, wanted.queue)} if wanted.excluded else set()
+    agents = set(names_listening(tx, wanted.queue)) if wanted.excluded else set()
     if agents and agents <= set(wanted.excluded):
         raise Unprocessable("exclude_agents", f"no agent of the queue {wanted.queue!r} is left")
 
@@ -845,6 +845,7 @@ def store_attachments(tx: Tx, client: clients.Client | None, uuid: str, name: st
 
 MOST_AGENTS = 10_000
 MOST_TOLD = 2**18  # bytes of what an agent tells of itself
+SHORT_AGENT = 500  # bytes of an agent that tells nothing, in a list
 MOST_LINE = 4096  # characters of a line of its log
 KEPT_LINES = 100  # of an agent's log, and of its provision log
 NAMELESS = "testflinger_worker"  # the key in meta of the worker that stands for agents without a name
@@ -922,10 +923,16 @@ def add_provision_log(tx: Tx, caller: clients.Client | None, name: str, uuid: st
     )
 
 
-def list_agents(tx: Tx) -> list[dict[str, Any]]:
-    """All agents, by name, without their logs."""
-    allowed = clients.restricted_owners(tx)
-    return [agent_json(row, allowed) for row in tx.execute("SELECT * FROM testflinger_agent ORDER BY name")]
+def list_agents(tx: Tx, after: str = "") -> tuple[list[dict[str, Any]], str | None]:
+    """The next agents, by name, without their logs, and the one after which to go on (None: no more)."""
+    allowed, size = clients.restricted_owners(tx), 0
+    agents: list[dict[str, Any]] = []
+    for row in tx.execute("SELECT * FROM testflinger_agent WHERE name > ? ORDER BY name", (after,)):
+        if size >= LONG_PIECE:
+            return agents, agents[-1]["name"]
+        agents.append(agent_json(row, allowed))
+        size += len(row["fields"]) + SHORT_AGENT
+    return agents, None
 
 
 def get_agent(tx: Tx, name: str) -> dict[str, Any]:
@@ -947,20 +954,29 @@ def agent_json(row: Row, allowed: dict[str, list[str]]) -> dict[str, Any]:
     }
 
 
-def agents_listening(tx: Tx, queue: str) -> list[Row]:
-    """The agents that listen to the queue, by name."""
-    return tx.all(
-        "SELECT a.* FROM testflinger_agent_queue l JOIN testflinger_agent a ON a.id = l.agent WHERE l.queue = ?"
-        " ORDER BY a.name",
-        (queue,),
+def names_listening(tx: Tx, queue: str, after: str = "", most: int = -1) -> list[str]:
+    """The names of the agents that listen to the queue, in their order; so many. What each tells may be long."""
+    rows = tx.execute(
+        "SELECT a.name FROM testflinger_agent_queue l JOIN testflinger_agent a ON a.id = l.agent WHERE l.queue = ?"
+        " AND a.name > ? ORDER BY a.name LIMIT ?",
+        (queue, after, most),
     )
+    return [row["name"] for row in rows]
 
 
-def queue_agents(tx: Tx, queue: str) -> list[dict[str, Any]]:
-    """The agents that listen to the queue, as that call shows them."""
+def queue_agents(tx: Tx, queue: str, after: str = "") -> tuple[list[dict[str, Any]], str | None]:
+    """The next agents that listen to the queue, as that call shows them, and the one after which to go on, or None."""
     empty = {"state": "", "queues": [], **dict.fromkeys(("location", "provision_type", "job_id", "comment"), "")}
-    told = ((row["name"], msgspec.json.decode(row["fields"])) for row in agents_listening(tx, queue))
-    return [{"name": name, **empty, **{key: fields[key] for key in empty if key in fields}} for name, fields in told]
+    agents: list[dict[str, Any]] = []
+    size = 0
+    for name in names_listening(tx, queue, after):
+        if size >= LONG_PIECE:
+            return agents, agents[-1]["name"]
+        text = known_agent(tx, name)["fields"]
+        fields = msgspec.json.decode(text)
+        agents.append({"name": name, **empty, **{key: fields[key] for key in empty if key in fields}})
+        size += len(text) + SHORT_AGENT
+    return agents, None
 
 
 def agent_worker(tx: Tx, agent: str | None) -> int | None:

@@ -139,7 +139,9 @@ def queue_page(tx: Tx, caller: Caller, project: sqlite3.Row, query: QueueQuery) 
         "query": query,
         **held_jobs(tx, project["id"]),
         "running": running_jobs(tx, project["id"]),
-        "agents": [agent_values(tx, row) for row in domain.agents_listening(tx, name)[:MOST_SHOWN]],
+        "agents": [
+            agent_values(tx, domain.known_agent(tx, one)) for one in domain.names_listening(tx, name, most=MOST_SHOWN)
+        ],
         "images": tx.all(images, (project["id"], MOST_SHOWN)),
         "waits": queues.wait_times(tx, [name]).get(name),
         "percentiles": list(map(str, queues.PERCENTILES)),
