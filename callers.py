@@ -123,6 +123,12 @@ def identify(tx: Tx, credentials: Credentials) -> Caller:
     return Caller(shaped(Manager, row), msgspec.json.decode(row["roles"], type=dict[int, int]))
 
 
+def is_of_admin(tx: Tx, session: bytes) -> bool:
+    """Whether the session is one of a tracker admin."""
+    caller = identify(tx, session)
+    return caller.manager is not None and caller.manager.tracker_admin
+
+
 def check_secret(worker: WithSecret | None, credentials: WorkerCredentials) -> None:
     """Refuses a caller whose secret is not that of the worker (None: there is none with its id)."""
     known = worker is not None and (

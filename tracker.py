@@ -139,6 +139,7 @@ from callers import (
     find_worker,
     identify,
     is_granted,
+    is_of_admin,
     logged_in,
     needs,
     sees_chain,
@@ -4787,7 +4788,8 @@ def handler_of(row: Native) -> Callable[[Call], Awaitable[Reply]]:
         if takes.query is not None:
             args.append(call.query_as(takes.query))
         if registers:
-            call.tracker.limits.register(call.source)
+            if args[0] is None or not await call.tracker.db.read(is_of_admin, args[0]):
+                call.tracker.limits.register(call.source)
             args[0] = Newcomer(args[0], call.source)
         database = call.tracker.db
         content = await (database.read if reads else database.write)(as_caller, row.function, *args)

@@ -563,6 +563,15 @@ def test_workers_and_managers_of_an_address_count_together(make_site: Callable[.
     assert create(site, "203.0.113.9", "/register", account).status_code == 429
 
 
+def test_an_admin_creates_workers_however_many_have_registered_from_there(make_site: Callable[..., Site]) -> None:
+    site = make_site(registration_rate=1)
+    from_there = {"X-Forwarded-For": "203.0.113.9"}
+    assert create(site, "203.0.113.9").status_code == 200
+    for manager, status in ((site.admin, 200), (site.create_manager(), 429)):
+        created = manager.http.post("/worker/create", json={"alias": "w"}, headers=from_there)
+        assert created.status_code == status
+
+
 def test_programs_on_this_machine_may_register_as_many_as_they_like(make_site: Callable[..., Site]) -> None:
     site = make_site(registration_rate=1)
     assert {create(site, "").status_code for _ in range(30)} == {200}
