@@ -91,6 +91,7 @@ def is_local(client: tuple[str, int] | None, headers: Headers) -> bool:
 
 
 NAT64 = ipaddress.ip_network("64:ff9b::/96")  # a translator's: the whole of IPv4 is in it
+LONGEST_ADDRESS = 100  # characters of what is none: a client may have told it to a proxy, which is believed
 OWN_NAT64 = ipaddress.ip_network("64:ff9b:1::/48")  # the same, each number is an IPv4 one wherever it has that
 
 
@@ -101,7 +102,7 @@ def network_of(address: str) -> str:
     """
     number = number_of(address)
     if number is None or number.version == 4:
-        return str(number or address)
+        return str(number or address[:LONGEST_ADDRESS])
     if number.sixtofour or number.teredo:
         return str(number.sixtofour or number.teredo[1])
     if number in NAT64:

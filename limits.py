@@ -46,7 +46,7 @@ def source_of(client: tuple[str, int] | None, headers: Iterable[tuple[bytes, byt
     A network of IPv6 (/64) is one address, for whoever has one has it whole. A client without an address (a unix
     socket, a test's client in this process) is on this machine too; one that a proxy brings along never is.
     """
-    host = client[0] if client else ""
+    host = client[0][: browsers.LONGEST_ADDRESS] if client else ""
     local, source = _place_of(host)
     if local and not any(browsers.PROXIED.fullmatch(name) for name, _ in headers):
         return ""

@@ -556,6 +556,15 @@ def test_a_network_of_ipv6_is_one_address_and_a_mapped_ipv4_is_that_one(
     assert create(site, other).status_code == (429 if together else 200)
 
 
+def test_what_a_proxy_tells_that_is_no_address_is_kept_in_part(site: Site) -> None:
+    assert create(site, "x" * 50_000).status_code == 200
+    account = {"username": "somebody", "password": "correct horse"}
+    assert create(site, "y" * 50_000, "/register", account).status_code == 200
+    kept = site.read("SELECT source FROM newcomer UNION SELECT address FROM login_address")
+    assert {text[0] for (text,) in kept} >= {"x", "y"}
+    assert max(len(text) for (text,) in kept) <= 100
+
+
 def test_workers_and_managers_of_an_address_count_together(make_site: Callable[..., Site]) -> None:
     site = make_site(registration_rate=1)
     assert create(site, "203.0.113.9").status_code == 200
