@@ -47,7 +47,8 @@ def is_linear(run: Callable[[Any], Any], make: Callable[[int], Any]) -> bool:
         return True
     size = FIRST * 2 ** math.ceil(math.log2(max(1, min(ENOUGH / first, LONGEST / 2 / FIRST))))
     with without_collector():
-        return doubles(run, make, size) or doubles(run, make, size // 2)  # a step, as where memory is had, is no growth
+        # A step, as where memory is had, is no growth; and what grows faster does so from any size on.
+        return any(doubles(run, make, size // part) for part in (1, 2, 4))
 
 
 def doubles(run: Callable[[Any], Any], make: Callable[[int], Any], size: int) -> bool:

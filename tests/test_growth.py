@@ -43,6 +43,7 @@ OFTEN: list[Way] = [lambda pattern, text: deque(pattern.finditer(text), maxlen=0
 LOOKED_AT = 12  # of the texts and ways that cost most: what costs less grows no faster
 
 
+@pytest.mark.timeout(900)  # what a neighbour disturbs is looked at again, for seconds of this thread
 @pytest.mark.parametrize("pattern", PATTERNS, ids=PATTERNS.values())
 def test_a_pattern_takes_linear_time_over_every_text(pattern: tuple[str | bytes, int]) -> None:
     compiled = re.compile(*pattern)
