@@ -10,7 +10,6 @@ Nothing here knows a queue, and nothing is imported from tracker.py.
 from __future__ import annotations
 
 import codecs
-import gzip
 import re
 import time
 import zlib
@@ -22,6 +21,7 @@ from shapes import Id, LineDefaults, LinesReport, SubmitBody
 
 HEAD_BYTES = 2**13  # at which a file is recognised
 CHUNK_BYTES = 2**18
+PACKED_BYTES = 2**11  # that are unpacked at once: a thousand times as much may come out of them
 MOST_LINE_BYTES = 2**25  # an exported task with the longest recipe fits in, six bytes for each character of it
 GZIP = b"\x1f\x8b"
 
@@ -53,11 +53,16 @@ BZIP2 = re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)")
 MULTIPART = re.compile(rb"--[^\r\n]{1,200}\r?\ncontent-(disposition|type):", re.IGNORECASE)
 
 
-def numbered_lines(source: BinaryIO, most: int, first: int = 1) -> Iterator[tuple[int, bytes | None]]:
+Line = tuple[int, bytes | None]
+
+
+def numbered_lines(source: BinaryIO, most: int, first: int = 1) -> Iterator[Line | None]:
     """Every line with its number: without its end and the byte order marks before it; None for one that is too long.
 
     A line ends with CR, LF or both. `most` bytes may come out of a source that is packed. One whose first line is not
     the first of its file is taken as it stands: only a file's beginning says what it is. Refuses what is no text.
+
+    In the place of a line there may be None: there is none yet, and whoever has others waiting need not stay for it.
     """
     begun: list[bytes] = []  # the pieces of a line whose end is still to come
     size, number, after_cr = 0, first, False
@@ -74,7 +79,12 @@ def numbered_lines(source: BinaryIO, most: int, first: int = 1) -> Iterator[tupl
             yield number, without_marks(line)
             number += 1
         size += len(rest)
-        begun = [*begun, rest] if size <= MOST_LINE_BYTES else []
+        if size <= MOST_LINE_BYTES:
+            begun.append(rest)
+        else:
+            begun.clear()
+        if not finished:
+            yield None
     if size:
         yield number, without_marks(b"".join(begun) if size <= MOST_LINE_BYTES else None)
 
@@ -112,12 +122,26 @@ def chunks_of(source: BinaryIO) -> Iterator[bytes]:
 
 
 def unpacked(source: BinaryIO) -> Iterator[bytes]:
-    """What gzip has packed, which may be several files one after the other, a chunk at a time."""
+    """What gzip has packed, which may be several files one after the other, with zeros behind them.
+
+    A chunk for each piece of it that is read, which is empty where nothing comes out: files of nothing may be millions.
+    """
+    member = zlib.decompressobj(UNPACK)
     try:
-        with gzip.GzipFile(fileobj=source, mode="rb") as file:
-            yield from chunks_of(file)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        while piece := source.read(PACKED_BYTES):
+            chunk = []
+            while piece := piece.lstrip(b"\0") if member.eof else piece:
+                member = zlib.decompressobj(UNPACK) if member.eof else member
+                chunk.append(member.decompress(piece))
+                piece = member.unused_data
+            yield b"".join(chunk)
+    except zlib.error as error:
         raise TrackerError("invalid", f"it is gzip, but damaged: {error}") from None
+    if not member.eof:
+        raise TrackerError("invalid", "it is gzip, but damaged: its end is missing")
+
+
+UNPACK = zlib.MAX_WBITS + 16  # with gzip's head and checksum
 
 
 def refuse_named(head: bytes) -> None:
@@ -177,9 +201,12 @@ def tasks_of(
 
     Now and then there is no task: however many lines make none, whoever reads them is not kept long.
     """
-    for number, line in read_lines(upload, most):
-        if number % 1024 == 0:
-            yield number, 0, None
+    for found in read_lines(upload, most):
+        if found is None or found[0] % 1024 == 0:
+            yield 0, 0, None
+        if found is None:
+            continue
+        number, line = found
         if number % 64 == 0:
             time.sleep(0)  # lets other threads have the interpreter
         if line is not None and not line.strip():
@@ -211,8 +238,8 @@ def take_pieces(pieces: Iterator[bytes]) -> list[bytes]:
     return taken
 
 
-def read_lines(upload: Upload, most: int) -> Iterator[tuple[int, bytes | None]]:
-    """The lines with their numbers. Refuses what is no text, or unpacks to more than `most` bytes."""
+def read_lines(upload: Upload, most: int) -> Iterator[Line | None]:
+    """The numbered lines. Refuses what is no text, or unpacks to more than `most` bytes."""
     try:
         yield from numbered_lines(upload.source, most, upload.first_line)
     except TrackerError as error:

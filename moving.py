@@ -33,7 +33,7 @@ import shapes
 import tracker
 from callers import ALL_ROLES, EDIT, LOGIN, PROJECT, READ, Caller, logged_in, needs
 from errors import TrackerError, convert, encode, refuse_many_parts, refuse_nul, shaped
-from lines import MOST_LINE_BYTES, numbered_lines
+from lines import MOST_LINE_BYTES, Line, numbered_lines
 from shapes import INT64_MAX
 from streams import Stream
 from tracker import Call, Native, Reply, takes
@@ -380,13 +380,17 @@ class Coming(msgspec.Struct):
     trusted: bool = True
 
 
-def records(source: BinaryIO, most: int) -> Iterator[tuple[int, Record]]:
+def records(source: BinaryIO, most: int) -> Iterator[tuple[int, Record | None]]:
     """The records of a file with their sizes, the end among them, after which nothing may come. Refuses what is none.
 
-    The file may be packed with gzip; `most` bytes may come out of it.
+    The file may be packed with gzip; `most` bytes may come out of it. None in the place of a record: there is none yet.
     """
     sha256, counts, ended = hashlib.sha256(), Counter(), False
-    for number, line in lines_of(source, most):
+    for found in lines_of(source, most):
+        if found is None:
+            yield 0, None
+            continue
+        number, line = found
         if line is None or ended:
             problem = f"longer than {MOST_LINE_BYTES >> 20} MiB" if line is None else "stands behind the end"
             raise TrackerError("invalid", f"line {number} {problem}", "file")
@@ -416,7 +420,7 @@ def records(source: BinaryIO, most: int) -> Iterator[tuple[int, Record]]:
         raise TrackerError("invalid", "it is cut: its end is missing", "file")
 
 
-def lines_of(source: BinaryIO, most: int) -> Iterator[tuple[int, bytes | None]]:
+def lines_of(source: BinaryIO, most: int) -> Iterator[Line | None]:
     """The lines with their numbers. A refusal is about the file."""
     try:
         yield from numbered_lines(source, most)
@@ -424,14 +428,19 @@ def lines_of(source: BinaryIO, most: int) -> Iterator[tuple[int, bytes | None]]:
         raise TrackerError(error.code, error.problem, "file") from None
 
 
-def pieces(sized: Iterator[tuple[int, Record]], project: int, counts: Counter[str]) -> Iterator[bytes]:
-    """Records as pieces to be staged: lists of tasks, in rows as those of a bulk submit begin; others are objects."""
+def pieces(sized: Iterator[tuple[int, Record | None]], project: int, counts: Counter[str]) -> Iterator[bytes]:
+    """Records as pieces to be staged: lists of tasks, in rows as those of a bulk submit begin; others are objects.
+
+    For a None there is an empty piece.
+    """
     tasks: list[list] = []
     access: list[Access] = []
     tokens: dict[int, str] = {}  # of the templates to be, by their numbers in the file
     size = 0
     for length, record in sized:
         match record:
+            case None:
+                yield b""
             case Task():
                 counts["tasks"] += 1
                 due = record.not_before if record.state == "delayed" else None
@@ -781,13 +790,17 @@ async def imported(
         functools.partial(running.db.write, tracker.as_caller),
         functools.partial(running.aside.done, call.source),
     )
-    _, (_, project) = await aside(lambda: (next(lines), next(lines)))
+    begins: list[Record] = []
+    while len(begins) < 2:
+        begins += filter(None, await aside(lambda: next(lines)[1:]))
+    project = begins[1]
     counts: Counter[str] = Counter()
     async with tracker.staged(running, tracker.as_caller, begin_import, session, project, query) as operation:
         number = (await running.db.read(operation_project, operation))["project"]
         staging = pieces(lines, number, counts)
         first = 1
         while some := await aside(tracker.take_pieces, staging):
+            some = list(filter(None, some))
             await running.db.write(add_pieces, operation, first, some, counts["weight"], long=True)
             first += len(some)
         accepted = (operation, project, query.name, counts["tasks"])

@@ -21,7 +21,9 @@ from test_pages import Tab
 from test_worker import free_port, tracker_process
 
 import budgets
+import lines
 import moving
+import server
 import tracker
 
 WORKER = Path(__file__).parent.parent / "worker.py"
@@ -247,6 +249,25 @@ def test_a_copy_of_an_import_is_the_same_file(site: Site, other: Site) -> None:
     lines = [[line for line in one.splitlines() if b'"type":"access"' not in line][2:-1] for one in (file, again)]
     assert len(lines[0]) == 681 and sorted(lines[0]) == sorted(lines[1])
     assert [line for line in lines[0] if b"task" in line] == [line for line in lines[1] if b"task" in line]
+
+
+def test_packed_nothing_in_an_imported_file_keeps_nobody_long_and_is_no_part_of_it(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """64 MiB of packed empty files were a minute of a thread for which others wait."""
+    taken, done = [], server.Aside.done
+    monkeypatch.setattr(lines, "TAKE_TIME", 0)
+
+    async def noted(aside: server.Aside, source: str, function: Callable, *args: Any) -> Any:
+        taken.append(function)
+        return await done(aside, source, function, *args)
+
+    monkeypatch.setattr(server.Aside, "done", noted)
+    nothing = gzip.compress(b"") * 1000
+    file = nothing.join(map(gzip.compress, [b"", *sealed(HEADER, BARE, TASK).splitlines(keepends=True), b""]))
+    project = imported(site.admin, file)
+    assert site.read("SELECT recipe FROM task WHERE project = ?", project) == [(TASK["recipe"],)]
+    assert len(taken) > 20
 
 
 def test_workflows_go_with_their_templates(site: Site, other: Site) -> None:

@@ -47,7 +47,7 @@ def stage(queue: Queue, data: bytes, project: int | None = None, **defaults: Any
     operation = queue.do(tracker.begin_lines_submit, queue.session, project)
     upload = tracker.Upload(io.BytesIO(data), project, LineDefaults(**defaults), "file")
     pieces = tracker.line_pieces(upload, MOST, report)
-    for number, piece in enumerate(pieces, 1):
+    for number, piece in enumerate(filter(None, pieces), 1):
         queue.do(tracker.add_bulk_piece, operation, number, piece)
     return operation, report
 
@@ -136,7 +136,7 @@ def test_lines_and_their_numbers_are_the_same_wherever_a_chunk_ends(pieces: list
     text = b"".join(pieces)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lines, "CHUNK_BYTES", size)
-        found = list(lines.numbered_lines(io.BytesIO(text), MOST))
+        found = list(filter(None, lines.numbered_lines(io.BytesIO(text), MOST)))
     expected = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n").removesuffix(b"\n").split(b"\n") if text else []
     assert found == [(number, lines.without_marks(line)) for number, line in enumerate(expected, 1)]
 
@@ -548,7 +548,7 @@ def test_an_upload_that_a_crash_has_interrupted_before_it_was_accepted_leaves_no
             session, project = await one.db.write(found)
             operation = await one.db.write(tracker.begin_lines_submit, session, project)
             pieces = tracker.line_pieces(upload_of(io.BytesIO(MANY), project), MOST, LinesReport())
-            for number, piece in enumerate(pieces, 1):
+            for number, piece in enumerate(filter(None, pieces), 1):
                 await one.db.write(tracker.add_bulk_piece, operation, number, piece)
         async with running(tmp_path / "x.db", tracker.Clock()) as again:
             for table in "operation", "bulk_piece", "task":
@@ -621,3 +621,26 @@ def test_lines_that_make_no_task_keep_nobody_long(monkeypatch: pytest.MonkeyPatc
     taken = list(iter(lambda: tracker.take_pieces(pieces), []))
     assert len(taken) > 4
     assert len(list(filter(None, itertools.chain(*taken)))) == 1
+
+
+NOTHING = {"zeros": b"\0" * 2**16, "empty files": gzip.compress(b"") * 5000, "a long line": gzip.compress(b"x") * 5000}
+
+
+@pytest.mark.parametrize("kind", NOTHING)
+def test_what_unpacks_to_no_line_keeps_nobody_long(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """64 MiB of empty files were a minute of a thread for which others wait."""
+    monkeypatch.setattr(lines, "TAKE_TIME", 0)
+    report = LinesReport()
+    given = io.BytesIO(gzip.compress(b"a\n") + NOTHING[kind])
+    pieces = tracker.line_pieces(upload_of(given, 1), 2**20, report)
+    taken = list(iter(lambda: tracker.take_pieces(pieces), []))
+    assert len(taken) > 10
+    assert report.line_count == 1 + (kind == "a long line")
+
+
+def test_files_packed_one_after_the_other_are_one_text(queue: Queue) -> None:
+    """As of a log to which each line was appended, wherever one ends in what is read at once."""
+    wanted = [f"line {number} " + "." * (number % 50) for number in range(2000)]
+    stage_of = b"".join(gzip.compress(f"{line}\n".encode()) + b"\0" * (len(line) % 3) for line in wanted)
+    upload(queue, stage_of)
+    assert recipes(queue) == wanted
