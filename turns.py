@@ -177,8 +177,14 @@ class FairQueue:
         except BaseException:
             self.pass_on()
             raise
-        work.add_done_callback(lambda _: self.pass_on())
+        work.add_done_callback(self.end)
         return await asyncio.shield(work)
+
+    def end(self, work: asyncio.Future) -> None:
+        """It is done. What it has raised, if nobody waits for it any more, is nothing for the log."""
+        if not work.cancelled():
+            work.exception()
+        self.pass_on()
 
     async def come(self, rank: int, whose: str) -> None:
         """Returns when it is somebody's turn, who then has to pass it on."""

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import concurrent.futures
 import contextlib
+import gc
 import platform
 import sqlite3
 import subprocess
@@ -367,6 +368,33 @@ def test_whoever_waits_for_a_turn_no_more_leaves_nothing_behind() -> None:
         assert turns.free == 1
 
     asyncio.run(main())
+
+
+def test_what_a_thread_raises_for_somebody_who_has_gone_is_no_fault() -> None:
+    """Else whoever leaves while a body is read that is refused would write a traceback into the log."""
+    faults: list[dict[str, Any]] = []
+
+    async def main() -> None:
+        loop, go_on = asyncio.get_running_loop(), threading.Event()
+        loop.set_exception_handler(lambda _, fault: faults.append(fault))
+        turns = attempts.FairQueue(1)
+
+        def refuse() -> None:
+            go_on.wait(60)
+            raise ValueError
+
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            leaving = asyncio.create_task(turns.run(turns.OTHER, "a", pool, refuse))
+            await asyncio.sleep(0)
+            leaving.cancel()
+            await asyncio.wait([leaving])
+            go_on.set()
+            await turns.run(turns.OTHER, "b", pool, int)
+        gc.collect()
+        await asyncio.sleep(0)
+
+    asyncio.run(main())
+    assert faults == []
 
 
 def test_an_admin_s_login_waits_for_none_of_a_crowd_of_others(
