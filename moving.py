@@ -788,7 +788,7 @@ async def imported(
     running, lines = call.tracker, records(file, most)
     write, aside = (
         functools.partial(running.db.write, tracker.as_caller),
-        functools.partial(running.aside.done, call.source),
+        functools.partial(running.aside.read, call.source),
     )
     begins: list[Record] = []
     while len(begins) < 2:

@@ -482,8 +482,11 @@ class Aside:
     """What would hold up the event loop is done beside it: one at a time, in turns by address.
 
     On several threads each would keep the interpreter from the loop for a moment, one after the other: eight forms at
-    once made workers wait fifty times as long, and were not read any sooner.
+    once made workers wait fifty times as long, and were not read any sooner. Every second turn is for bodies, if any
+    wait: each is done in one turn, and a file takes hundreds.
     """
+
+    BODY, FILE = FairQueue.KNOWN, FairQueue.OTHER
 
     def __init__(self) -> None:
         self.queue, self.pool = FairQueue(1), ThreadPoolExecutor(1, "aside")
@@ -497,7 +500,11 @@ class Aside:
 
     async def done(self, source: str, function: Callable, *args: Any) -> Any:
         """What the function returns, which is called for somebody at this address."""
-        return await self.queue.run(FairQueue.OTHER, site_of(source), self.pool, function, *args)
+        return await self.queue.run(self.BODY, site_of(source), self.pool, function, *args)
+
+    async def read(self, source: str, function: Callable, *args: Any) -> Any:
+        """What the function returns, which reads on for a moment in a file that has come from this address."""
+        return await self.queue.run(self.FILE, site_of(source), self.pool, function, *args)
 
     def close(self) -> None:
         """Does nothing more."""

@@ -4919,7 +4919,7 @@ async def stage_lines(tracker: Tracker, source: str, operation: int, upload: Upl
     """Stages the lines in pieces and accepts them together. Refuses an upload in which there is no line."""
     report = shapes.LinesReport()
     pieces = line_pieces(upload, 1024 * tracker.settings.max_bulk_body, report)
-    await stage(tracker.db, operation, functools.partial(tracker.aside.done, source, take_pieces, pieces))
+    await stage(tracker.db, operation, functools.partial(tracker.aside.read, source, take_pieces, pieces))
     if not report.line_count:
         raise TrackerError("invalid", "it has no line that is not blank", upload.field)
     await tracker.db.write(accept_lines_submit, credentials, operation, report)

@@ -255,14 +255,14 @@ def test_packed_nothing_in_an_imported_file_keeps_nobody_long_and_is_no_part_of_
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """64 MiB of packed empty files were a minute of a thread for which others wait."""
-    taken, done = [], server.Aside.done
+    taken, read = [], server.Aside.read
     monkeypatch.setattr(lines, "TAKE_TIME", 0)
 
     async def noted(aside: server.Aside, source: str, function: Callable, *args: Any) -> Any:
         taken.append(function)
-        return await done(aside, source, function, *args)
+        return await read(aside, source, function, *args)
 
-    monkeypatch.setattr(server.Aside, "done", noted)
+    monkeypatch.setattr(server.Aside, "read", noted)
     nothing = gzip.compress(b"") * 1000
     file = nothing.join(map(gzip.compress, [b"", *sealed(HEADER, BARE, TASK).splitlines(keepends=True), b""]))
     project = imported(site.admin, file)

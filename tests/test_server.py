@@ -382,6 +382,22 @@ def test_a_body_that_nobody_wants_any_more_waits_for_no_thread() -> None:
     asyncio.run(main())
 
 
+def test_a_body_waits_for_the_files_of_no_crowd() -> None:
+    """Each of forty files may take its fifty milliseconds hundreds of times; a bulk submit comes after one of them."""
+    done: list[str] = []
+
+    async def main() -> None:
+        aside = server.Aside()
+        files = [aside.read(f"198.51.100.{number}", done.append, "file") for number in range(20)]
+        async with asyncio.TaskGroup() as group:
+            for one in (*files, aside.done("203.0.113.1", done.append, "body")):
+                group.create_task(one)
+        aside.close()
+
+    asyncio.run(main())
+    assert "body" in done[:3] and len(done) == 21
+
+
 def test_whoever_holds_nothing_yet_is_let_in_while_one_alone_holds_more_than_all_may() -> None:
     shares = Shares(10)
     large, new = Holding("203.0.113.1", lambda: None), Holding("203.0.113.2", lambda: None)
