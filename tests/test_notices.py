@@ -89,17 +89,6 @@ def hook(site: Site, project: int, url: str, kind: str = "json", **fields: Any) 
     wait_until(lambda: site.read("SELECT known FROM notice_hook WHERE project = ? AND known <> ''", project))
 
 
-def finish_a_project(told: Site, url: str) -> int:
-    """A project whose receiver is there, and whose only task is done: there is one notice."""
-    project = told.admin.create_project()
-    worker = told.create_worker(project)
-    hook(told, project, url)
-    worker.submit(project)
-    looked(told, project)
-    worker.released(worker.assigned(project)["id"])
-    return project
-
-
 def looked(site: Site, project: int) -> None:
     """Waits until the counts as they are now have been looked at."""
     closed, left = site.read(
@@ -290,7 +279,7 @@ def test_what_is_not_taken_is_sent_again_with_the_same_id_also_after_a_restart(
 ) -> None:
     monkeypatch.setattr(notices, "PAUSES", (0.1,) * 10_000)
     receiver.status = 503
-    finish_a_project(told, receiver.url)
+    finish(told, receiver.url)
     wait_until(lambda: len(receiver.got) > 1)
     assert "status 503" in told.read("SELECT problem FROM notice_hook")[0][0]
     # As it is on the disk now, another tracker goes on with it.
@@ -457,7 +446,7 @@ def test_a_test_that_is_taken_sends_what_waits_and_takes_back_what_was_wrong(
 ) -> None:
     monkeypatch.setattr(notices, "PAUSES", (28800,) * 10)
     receiver.status = 503
-    project = finish_a_project(told, receiver.url)
+    project = finish(told, receiver.url)
     wait_until(lambda: told.read("SELECT problem FROM notice_hook WHERE problem <> ''"))
     page = told.admin.http.get(f"/ui/projects/{project}/edit").text
     assert "1 notice waits to be taken." in page
