@@ -220,6 +220,22 @@ def hold_file(holding: Holding, size: int) -> None:
 
 
 SPOOL_BYTES = 2**18  # of a long body that are held in memory, and that must come within request_timeout
+SMALL_BLOCK = 2**16  # bytes
+
+
+def block_size(most: int) -> int:
+    """Bytes of a file that are held until they are written: fewer while little more may arrive.
+
+    Whoever holds most is broken off then, and that is no stranger of a crowd if each of them holds less than a block.
+    """
+    return min(most, SMALL_BLOCK) if ARRIVING.is_scarce() else most
+
+
+def spool(file: tempfile.SpooledTemporaryFile, block: bytes, more: bool) -> None:
+    """Writes a block. That of a body of which more comes is in memory no longer, as nobody counts it there."""
+    if more:
+        file.rollover()
+    file.write(block)
 
 
 class Incoming:
@@ -342,7 +358,7 @@ class Incoming:
         is beyond `max_spooled` of all such files, unless it is the only one.
         """
         self.refuse_longer(limit)
-        block, size, more = bytearray(), 0, True
+        block, size, steady, more = bytearray(), 0, SPOOL_BYTES, True
         file_size = Holding(self.source, self.wake)
         with tempfile.SpooledTemporaryFile(SPOOL_BYTES) as file:
             try:
@@ -351,10 +367,12 @@ class Incoming:
                     block += part
                     size += len(part)
                     hold_file(file_size, size)
-                    if len(block) >= SPOOL_BYTES or not more:
-                        await asyncio.to_thread(file.write, bytes(block))
-                        block.clear()
+                    if size >= steady:
                         keeps_coming(self.receive)
+                        steady = size + SPOOL_BYTES
+                    if len(block) >= block_size(SPOOL_BYTES) or not more:
+                        await asyncio.to_thread(spool, file, bytes(block), more)
+                        block.clear()
                     if more:
                         self.hold(len(block))
                 self.let_go()

@@ -52,6 +52,10 @@ class Shares:
         """It holds nothing any more."""
         self._set(holding, 0)
 
+    def is_scarce(self) -> bool:
+        """Whether little more can be held: who can do with less does."""
+        return 4 * self.used > 3 * self.most
+
     def gauge(self, in_bytes: bool = False) -> Gauge:
         """How much is held."""
         return Gauge(self.used, self.most, self.reached, in_bytes)

@@ -283,17 +283,33 @@ def test_what_has_come_of_files_and_is_not_on_disk_yet_is_bounded_with_all_that_
     make_store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = make_store()
-    arriving = Shares(300_000)
+    arriving = Shares(90_000)
     monkeypatch.setattr(server, "ARRIVING", arriving)
-    begun = head_of("Content-Length: 4000000") + part(b"x" * 200_000)[:200_000]
+    begun = head_of("Content-Length: 4000000") + part(b"x" * 200_000)[:60_000]
     with store.connect() as first, store.connect() as second:
         first.sendall(begun)
-        wait_until(lambda: arriving.used > 190_000)
+        wait_until(lambda: arriving.used > 50_000)
         second.sendall(begun)
         refused = answer_on(second)
         assert refused.startswith(b"HTTP/1.1 503 ") and b"max_arriving" in refused
         first.close()
         wait_until(lambda: arriving.used == 0)
+
+
+def test_a_file_comes_through_where_a_crowd_holds_nearly_all_that_may_arrive(
+    make_store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of the crowd holds less than a block of the file, which was broken off for having most."""
+    store = make_store()
+    arriving = Shares(10**6)
+    monkeypatch.setattr(server, "ARRIVING", arriving)
+    begun = head_of("Content-Length: 4000000") + part(b"x" * 100_000)[:50_000]
+    with contextlib.ExitStack() as crowd:
+        for _ in range(16):
+            crowd.enter_context(store.connect()).sendall(begun)
+        wait_until(lambda: arriving.used > 780_000)
+        content = bytes(4 * MIB)
+        assert store.http.get(f"/file/{store.stored(content)}").content == content
 
 
 def test_an_upload_that_stalls_is_broken_off_by_the_tracker(make_store: Callable[..., Store]) -> None:

@@ -415,6 +415,26 @@ async def read_into_a_file(call: server.Incoming) -> None:
         """It never comes in whole."""
 
 
+def test_a_body_for_a_file_comes_through_where_a_crowd_holds_nearly_all_that_may_arrive(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each of the crowd holds less than a block of the file, which was broken off for having most."""
+    monkeypatch.setattr(server, "ARRIVING", Shares(10**6))
+    for number in range(16):
+        server.ARRIVING.hold(Holding(f"203.0.113.{number}", lambda: None), 50_000)
+    content, size = bytes(2**20), 2**14
+    parts = [content[at : at + size] for at in range(0, len(content), size)]
+
+    async def receive() -> dict:
+        return {"type": "http.request", "body": parts.pop(), "more_body": bool(parts)}
+
+    async def main() -> None:
+        async with server.Incoming({"client": (HOSTS[3], 1), "headers": []}, receive).spooled(10_000) as file:
+            assert file.read() == content
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize(("shares", "read"), [("ARRIVING", read_whole), ("SPOOLED", read_into_a_file)])
 def test_a_body_that_another_server_brings_makes_room_though_nothing_more_comes_of_it(
     monkeypatch: pytest.MonkeyPatch, shares: str, read: Callable

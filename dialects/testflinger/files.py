@@ -168,18 +168,18 @@ async def transfer(call: Call, form: Form, upload: Upload, room: float) -> None:
     while more:
         part, more = await call.part(form.size, math.inf)
         form.feed(part)
-        if more:
-            call.hold(len(form.data))
         if form.size >= steady:
             server.keeps_coming(call.receive)
             steady = form.size + STEADY
-        if len(form.data) >= BLOCK:
+        if len(form.data) >= server.block_size(BLOCK):
             call.tracker.limits.check_disk()
             UNDER_WAY[upload.name] = form.file_size
             if sum(UNDER_WAY.values()) > room:
                 raise no_room(call.tracker.limits)
             await in_thread(upload.write, form.data)
             form.data.clear()
+        if more:
+            call.hold(len(form.data))
     form.refuse_incomplete()
     await in_thread(upload.write, form.data)
 
