@@ -116,6 +116,7 @@ def back_up(settings: Settings, target: Path, version: str, say: Say, keep: int 
     with refusals(target), alone(target):
         made = Clock().time()
         final = stamped(target, made) if keep else target
+        settle(target)
         check_target(target, source)
         part = part_of(target)  # one name for all of a series: the next one clears it away
         try:
@@ -134,6 +135,7 @@ def back_up(settings: Settings, target: Path, version: str, say: Say, keep: int 
             sync_folder(final.parent)
         except BaseException:
             if part.exists():  # else it has its name, and its files are of use
+                part_of(manifest_of(final)).unlink(missing_ok=True)
                 forget_files(target)  # they would keep the disk full, and be nobody's to the next one
             raise
         finally:
@@ -161,10 +163,37 @@ def stamped(target: Path, made: float) -> Path:
     return target.with_name(f"{target.stem}-{stamp}{target.suffix}")
 
 
+def of_series(target: Path, path: Path) -> bool:
+    """Whether it has the name of a backup of this series."""
+    return re.fullmatch(re.escape(target.stem) + r"-\d{8}T\d{6}Z" + re.escape(target.suffix), path.name) is not None
+
+
 def series(target: Path) -> list[Path]:
     """The complete backups of a series, the oldest first."""
-    named = re.compile(re.escape(target.stem) + r"-\d{8}T\d{6}Z" + re.escape(target.suffix))
-    return sorted(one for one in target.parent.iterdir() if named.fullmatch(one.name) and manifest_of(one).is_file())
+    return sorted(one for one in target.parent.iterdir() if of_series(target, one) and manifest_of(one).is_file())
+
+
+def settle(target: Path) -> None:
+    """Ends what an earlier backup to this place was killed in: what has got its name gets its manifest.
+
+    Else its files would be nobody's, and go. The manifest of what has got no name goes.
+    """
+    end = part_of(manifest_of(target)).name.removeprefix(target.name)
+    for part in [one for one in target.parent.iterdir() if one.name.endswith(end)]:
+        made = part.with_name(part.name.removesuffix(end))
+        if made.name == target.name or of_series(target, made):
+            if is_described(made, part):
+                os.replace(part, manifest_of(made))
+            else:
+                part.unlink()
+
+
+def is_described(backup: Path, manifest: Path) -> bool:
+    """Whether the manifest is that of the backup, which may not be there."""
+    with contextlib.suppress(FileNotFoundError, msgspec.DecodeError), backup.open("rb") as file:
+        described = msgspec.json.decode(manifest.read_bytes(), type=Manifest)
+        return described.sha256 == hashlib.file_digest(file, "sha256").hexdigest()
+    return False
 
 
 def check_target(target: Path, source: Path) -> None:

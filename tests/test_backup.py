@@ -230,6 +230,39 @@ def test_one_that_was_killed_while_it_got_its_name_can_be_restored(
     back_up(filled, made)
 
 
+@contextlib.contextmanager
+def killed_at(monkeypatch: pytest.MonkeyPatch, end: str, error: type[BaseException]) -> Iterator[None]:
+    """A backup ends when what is to get a name with this end would get it."""
+    replace = os.replace
+
+    def interrupted(source: Path, target: Path) -> None:
+        if str(target).endswith(end):
+            raise error
+        replace(source, target)
+
+    with monkeypatch.context() as patch, pytest.raises((error, backup.TrackerError)):
+        patch.setattr(os, "replace", interrupted)
+        yield
+
+
+def test_a_backup_that_cannot_get_its_name_leaves_nothing_behind(
+    filled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with killed_at(monkeypatch, "copy.db", OSError):
+        back_up(filled, tmp_path / "copy.db")
+    assert [path.name for path in tmp_path.glob("copy*")] in ([], ["copy.db.lock"])
+
+
+def test_a_manifest_of_a_backup_that_never_got_its_name_goes_with_the_next(filled: Path, tmp_path: Path) -> None:
+    made = back_up(filled, tmp_path / "copy.db")
+    part = backup.part_of(backup.manifest_of(made))
+    part.write_bytes(backup.manifest_of(made).read_bytes().replace(b'"sha256": "', b'"sha256": "0'))
+    (tmp_path / "copy-20200101T000000Z.db.manifest.json.part").write_bytes(b"{")
+    (tmp_path / "other.db.manifest.json.part").write_bytes(b"{")
+    back_up(filled, made)
+    assert [path.name for path in tmp_path.glob("*.part")] == ["other.db.manifest.json.part"]
+
+
 def test_a_damaged_database_is_no_backup(filled: Path, tmp_path: Path) -> None:
     pages = filled.read_bytes()
     filled.write_bytes(pages[: len(pages) // 2] + b"\xff" * 4096 + pages[len(pages) // 2 + 4096 :])
@@ -478,6 +511,21 @@ def test_a_file_named_like_a_path_is_refused(filled: Path, tmp_path: Path) -> No
 
 
 # ── A series ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_one_of_a_series_that_was_killed_while_it_got_its_name_keeps_its_files(
+    with_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with killed_at(monkeypatch, ".manifest.json", KeyboardInterrupt):
+        back_up(with_files, tmp_path / "copy.db", 3)
+    (first,) = tmp_path.glob("copy-*Z.db")
+    with contextlib.closing(sqlite3.connect(with_files, isolation_level=None)) as connection:
+        connection.execute("DELETE FROM testflinger_file")  # a further one needs none
+    monkeypatch.setattr(backup, "stamped", lambda target, made: tmp_path / "copy-20400101T000000Z.db")
+    back_up(with_files, tmp_path / "copy.db", 3)
+    assert first in backup.series(tmp_path / "copy.db")
+    assert (tmp_path / "copy.db.files" / "here").exists()
+    assert not list(tmp_path.glob("*.part"))
 
 
 def test_of_a_series_the_last_ones_are_kept(with_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
