@@ -557,7 +557,13 @@ WRONG_FIELDS: dict[str, dict[str, tuple]] = {
         "exclude_agents": NO_LIST_OF_TEXT,
         **dict.fromkeys(("global_timeout", "output_timeout", "allocation_timeout", "job_priority"), NO_NUMBER),
         **dict.fromkeys(("provision_data", "firmware_update_data", "allocate_data", "test_data"), NO_OBJECT),
-        "reserve_data": (*NO_OBJECT, {"ssh_keys": ["me"]}, {"ssh_keys": "lp:me"}, {"timeout": "long"}),
+        "reserve_data": (
+            *NO_OBJECT,
+            {"ssh_keys": ["me"]},
+            {"ssh_keys": "lp:me"},
+            {"ssh_keys": ["lp:me"] * 1001},
+            {"timeout": "long"},
+        ),
     },
     f"/v1/result/{NOBODY}": {
         **dict.fromkeys((f"{phase}_status" for phase in PHASES), NO_NUMBER[:-1]),

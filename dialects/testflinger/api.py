@@ -80,7 +80,7 @@ class TestData(PhaseData, frozen=True):
 
 
 class ReserveData(PhaseData, frozen=True):
-    ssh_keys: list[str] = []
+    ssh_keys: Annotated[list[str], Meta(max_length=1000)] = []
     timeout: int | str | None = None
 
 
