@@ -183,10 +183,11 @@ class Server:
 
 
 class EmptyRoute(Server):
-    """The baseline: one JSON route of Starlette, run as uvicorn by itself runs it."""
+    """The baseline: one JSON route of Starlette, run as uvicorn by itself runs it. It may store a row in a database."""
 
-    def __init__(self, lab):
-        super().__init__([sys.executable, BENCH / "empty.py", str(free_port())], lab.directory / "empty.log")
+    def __init__(self, lab, *database):
+        command = [sys.executable, BENCH / "empty.py", str(free_port()), *map(str, database)]
+        super().__init__(command, lab.directory / "empty.log")
 
     def connect(self):
         return Connection(self.url)
