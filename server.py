@@ -19,6 +19,7 @@ import signal
 import socket
 import tempfile
 import threading
+import time
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -40,7 +41,7 @@ from errors import TrackerError, convert
 from limits import Gauge, site_of, source_of
 from protocol import Direct, GuardedProtocol, Headers, written
 from shares import Holding, Shares
-from turns import FairQueue, Turns
+from turns import TURN, FairQueue, Turns
 
 log = logging.getLogger("tracker")
 
@@ -158,14 +159,23 @@ def keeps_coming(receive: Callable) -> None:
         protocol.began = protocol.loop.time()
 
 
+PACKED_EXTRA = 64  # bytes by which gzip may make a KiB longer, and a whole: else what is packed is as short as it was
+
+
 class Unpacked:
-    """An ASGI `receive` that unpacks what comes through another one, packed by gzip: each message has a piece of it."""
+    """An ASGI `receive` that unpacks what comes through another one, packed by gzip: each message has a piece of it.
+
+    What takes longer than a moment goes on in turns: many small files of gzip's are work, and nearly nothing comes out.
+    """
 
     PIECE = 2**18  # bytes that one message has at the most, however small they were packed
+    PACKED = 2**11  # bytes that are looked at at once: a hundred files of nothing
 
-    def __init__(self, packed: Callable):
+    def __init__(self, packed: Callable, most: float):
         self.packed, self.rest, self.more = packed, b"", True
         self.member: Any = None  # what unpacks the present one of the files of which gzip's may consist
+        self.turns: Turns | None = None  # in which it goes on
+        self.came, self.most = 0, most  # bytes that were packed, and may be
 
     async def __call__(self) -> dict[str, Any]:
         """The next message. Refuses (invalid) what is no gzip, or is not complete."""
@@ -176,30 +186,52 @@ class Unpacked:
                 if message["type"] == "http.disconnect":
                     return message
                 self.rest, self.more = message["body"], message.get("more_body", False)
+                self.came += len(self.rest)
                 if self.more and not self.rest:  # somebody has been woken
                     return message
-            await asyncio.sleep(0)  # others have their turn, however far it unpacks
-            piece = self.unpack()
+            if self.came > self.most:
+                raise TrackerError("too_large", f"more than {int(self.most) // 1024} KiB, packed", "body")
+            piece = self.unpack(await self.turn())
             more = bool(self.rest) or self.more
         if not more and self.member is not None:
             raise TrackerError("invalid", "it is gzip, but ends too early", "body")
         return {"type": "http.request", "body": piece, "more_body": more}
 
-    def unpack(self) -> bytes:
+    async def turn(self) -> float:
+        """Lets others have theirs, but for the first piece, which most bodies are. Until when this one lasts."""
+        if self.turns:
+            return await self.turns()
+        if protocol := protocol_of(self.packed):
+            self.turns = protocol.turns
+        await asyncio.sleep(0)
+        return time.monotonic() + TURN
+
+    def unpack(self, until: float) -> bytes:
         """The next piece of what has come, which may be empty; `rest` is what stays packed."""
-        self.rest = self.rest if self.member else self.rest.lstrip(b"\0")  # with which a file may be filled up
-        if not self.rest:
-            return b""
-        self.member = self.member or zlib.decompressobj(16 + zlib.MAX_WBITS)
+        piece = bytearray()
+        while self.rest and len(piece) < self.PIECE:
+            packed, self.rest = self.rest[: self.PACKED], self.rest[self.PACKED :]
+            self.rest = self.unpack_into(piece, packed) + self.rest
+            if time.monotonic() > until:
+                break
+        return bytes(piece)
+
+    def unpack_into(self, piece: bytearray, packed: bytes) -> bytes:
+        """Unpacks until the piece is full. What stays packed."""
         try:
-            piece = self.member.decompress(self.rest, self.PIECE)
+            while len(piece) < self.PIECE:
+                packed = packed if self.member else packed.lstrip(b"\0")  # with which a file may be filled up
+                if not packed:
+                    break
+                self.member = member = self.member or zlib.decompressobj(16 + zlib.MAX_WBITS)
+                piece += member.decompress(packed, self.PIECE - len(piece))
+                packed = member.unused_data if member.eof else member.unconsumed_tail
+                self.member = None if member.eof else member
         except zlib.error as error:
             raise TrackerError(
                 "invalid", f"it is said to be gzip, but is not, or is damaged: {error}", "body"
             ) from None
-        self.rest = self.member.unused_data if self.member.eof else self.member.unconsumed_tail
-        self.member = None if self.member.eof else self.member
-        return piece
+        return packed
 
 
 # Of the process, which has one memory and one disk, however many trackers it serves.
@@ -292,10 +324,11 @@ class Incoming:
                 raise TrackerError("invalid", "must be a whole number", name)  # msgspec reads 1e3 and 1.0 as well
         return query
 
-    def unpack(self) -> bool:
+    def unpack(self, limit: float) -> bool:
         """From now on the body comes as it was before it was packed (Content-Encoding: gzip). Whether it is.
 
-        So every limit is one of what it unpacks to. Refuses (unsupported) any other packing.
+        So every limit (in KiB) is one of what it unpacks to, and no more than that may come packed. Refuses
+        (unsupported) any other packing.
         """
         if self.header(b"content-encoding") is None:
             return False
@@ -308,7 +341,7 @@ class Incoming:
             raise TrackerError(
                 "unsupported", f"{said} is not understood: gzip is, once, or nothing", "Content-Encoding"
             )
-        self.receive = Unpacked(self.receive)
+        self.receive = Unpacked(self.receive, 1024 * limit + PACKED_EXTRA * (1 + limit))
         return True
 
     async def read_body(self, limit: int) -> bytes:
@@ -384,7 +417,7 @@ class Incoming:
 
     def refuse_longer(self, limit: int) -> None:
         """413 for a body that is said to be longer than the limit (in KiB), before it comes."""
-        if self.unpack():
+        if self.unpack(limit):
             return
         length = self.header(b"content-length") or b""
         if length.isdigit() and (len(length) > 15 or int(length) > 1024 * limit):
@@ -419,7 +452,7 @@ class Incoming:
     async def multipart(self, limit: int, what: str = "body", **limits: int) -> dict[str, list[Any]]:
         """The fields of a multipart form: texts and files. 413 as soon as it exceeds the limit (in KiB)."""
         size, file_size = 0, Holding(self.source, self.wake)
-        self.unpack()
+        self.unpack(limit)
         if len(self.header(b"content-type") or b"") > 1024:  # the library takes quadratic time to read it
             raise TrackerError("invalid", "its Content-Type is too long", "body")
 

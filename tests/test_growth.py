@@ -110,7 +110,7 @@ LOOPS: dict[str, Callable[[str], Any]] = {
     "what a browser accepts": lambda text: browsers.is_browser({b"accept": in_latin(text)}),
     "a language": lambda text: browsers.is_browser({b"accept-language": in_latin(text)}),
     "an address": lambda text: browsers.network_of(text),
-    "an encoding": lambda text: asked(b"content-encoding", text).unpack(),
+    "an encoding": lambda text: asked(b"content-encoding", text).unpack(64),
     "a host": lambda text: api.from_this_machine(asked(b"host", text)),
     "credentials": lambda text: plumbing.basic_credentials(b"Basic " + text.encode()),
     "a token": lambda text: clients.signed_claims("key", text.encode()),

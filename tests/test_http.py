@@ -1,5 +1,6 @@
 """HTTP as it goes over the wire, where the tracker does what usually a library does."""
 
+import asyncio
 import codecs
 import contextlib
 import gzip
@@ -491,8 +492,8 @@ def test_a_small_body_that_unpacks_to_more_than_the_limit_is_refused_at_every_do
     unpacked: list[int] = []
     unpack = server.Unpacked.unpack
 
-    def counted(body: server.Unpacked) -> bytes:
-        unpacked.append(len(piece := unpack(body)))
+    def counted(body: server.Unpacked, until: float) -> bytes:
+        unpacked.append(len(piece := unpack(body, until)))
         return piece
 
     monkeypatch.setattr(server.Unpacked, "unpack", counted)
@@ -509,6 +510,42 @@ def test_what_gzip_packed_in_several_pieces_and_filled_up_is_one_body(site: Site
     for encoding in "gzip", "x-gzip", "GZIP", "identity, gzip":
         answer = site.guest.post("/worker/create", content=content, headers={"Content-Encoding": encoding})
         assert answer.json()["content"]["worker"]["alias"] == "whole"
+
+
+def test_many_small_files_of_gzips_are_one_body_that_is_unpacked_in_few_rounds_of_the_loop() -> None:
+    """A round for each of them kept the loop busy for minutes after those who had sent them were gone."""
+    content = gzip.compress(b"") * 20_000 + b"".join(gzip.compress(b"%c" % byte) for byte in b'{"alias": "w"}')
+    rounds = []
+
+    async def receive() -> dict:
+        return {"type": "http.request", "body": content, "more_body": False}
+
+    async def count() -> None:
+        while True:
+            rounds.append(None)
+            await asyncio.sleep(0)
+
+    async def unpack() -> bytes:
+        counting = asyncio.create_task(count())
+        unpacked, body, more = server.Unpacked(receive, 2**20), b"", True
+        while more:
+            message = await unpacked()
+            body, more = body + message["body"], message["more_body"]
+        counting.cancel()
+        return body
+
+    assert asyncio.run(unpack()) == b'{"alias": "w"}'
+    assert len(rounds) < 1000
+
+
+def test_a_body_is_no_longer_packed_than_it_may_be_unpacked(site: Site) -> None:
+    """Whoever packs nothing, over and over, brings a body without an end."""
+    for content in gzip.compress(b"") * 4000, gzip.compress(b"") * 4000 + gzip.compress(b"{}"):
+        answer = site.guest.post("/worker/create", content=content, headers=GZIP)
+        assert answer.status_code == 413 and answer.json()["field"] == "body"
+    blanks = gzip.compress(b"{}" + b" " * (2**16 - 2), compresslevel=0)
+    assert len(blanks) > 2**16
+    assert site.guest.post("/worker/create", content=blanks, headers=GZIP).status_code == 200
 
 
 def test_a_body_that_says_it_is_not_packed_is_read_as_it_is(site: Site) -> None:

@@ -86,7 +86,7 @@ class Files:
         """
         call.tracker.limits.check_disk()
         form = Form(boundary_of(call), field, self.limit)
-        if not call.unpack():
+        if not call.unpack((self.limit + ENVELOPE) / 1024):
             form.refuse_announced(call, room)
         upload = Upload(self.folder)
         try:
