@@ -41,6 +41,7 @@ TIMEOUT = 3.0  # seconds for everything: the name, the connection, TLS, sending 
 MAX_ANSWER = 2**16  # bytes of an answer that are kept; the rest is not even read
 MAX_READ = 2**19  # bytes of what it sends, with interim answers, headers and the lengths of chunks
 MAX_PIECE = 2**11  # bytes that are read at once: what is read takes long if it is thousands of interim answers
+MOST_REASON = 200  # characters of why it cannot be reached
 MAX_URL = 4096  # characters
 ATTEMPTS = 4  # addresses of one name that are tried: a name with a thousand must not make a scanner of the tracker
 LOOKUPS = 8  # names that are looked up at the same time, in each of the lanes: see look_up
@@ -170,8 +171,8 @@ async def _text(response: httpcore.Response) -> str:
 
 def _reason(error: BaseException) -> str:
     """What went wrong, in words: of a failed connection what the system said first."""
-    if isinstance(error, httpcore.ProtocolError):
-        return str(error)
+    if isinstance(error, httpcore.ProtocolError):  # it may quote what has come
+        return str(error)[:MOST_REASON]
     while below := error.__cause__ or error.__context__:
         error = below
     if isinstance(error, ssl.SSLCertVerificationError):

@@ -674,6 +674,16 @@ def test_an_answer_that_is_no_answer_counts_as_unreachable(run: Run, answer: byt
     run(send())
 
 
+def test_why_it_is_unreachable_quotes_little_of_what_came(run: Run) -> None:
+    async def send() -> None:
+        async with hooked(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"f" * 60_000 + b"\r\n") as hook:
+            with pytest.raises(Unreachable, match="illegal chunk header") as caught:
+                await put(f"http://127.0.0.1:{hook.port}/", b"{}", LOOPBACK, timeout=UNTIL_DONE)
+        assert len(str(caught.value)) < 300
+
+    run(send())
+
+
 # ── TLS ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
