@@ -2588,6 +2588,14 @@ def test_a_list_of_agents_is_sent_a_piece_at_a_time(site: Site, path: str) -> No
     assert listed[7]["comment"] == "agent 7"
 
 
+def test_what_agents_say_about_queues_is_sent_a_piece_at_a_time(site: Site) -> None:
+    said = {f"queue {number:03}": f"{number:03}" + "x" * 9_000 for number in range(150)}
+    assert site.guest.post("/v1/agents/queues", json=said).status_code == 200
+    answer = site.guest.get("/v1/agents/queues")
+    assert "content-length" not in answer.headers
+    assert answer.json() == said
+
+
 def test_what_is_short_beside_a_long_text_of_a_result_is_sent_at_once(site: Site) -> None:
     job = site.guest.post("/v1/job", json={"job_queue": "q"}).json()["job_id"]
     report = {"test_output": "x" * 300_000, "status": {f"phase {number}": 0 for number in range(1000)}}

@@ -560,8 +560,8 @@ async def jobs_found(ask: Ask, wanted: domain.Search, **more: str) -> Response:
     return nothing() if more and not first else array(first, pieces)
 
 
-async def pieces_of(ask: Ask, read: Callable[[Tx, Any], tuple[list, Any]], after: Any) -> AsyncIterator[bytes]:
-    """What stands in a JSON array, a piece at a time; none is empty.
+async def pieces_of(ask: Ask, read: Callable[[Tx, Any], tuple[list | dict, Any]], after: Any) -> AsyncIterator[bytes]:
+    """What stands in a JSON array, or object, a piece at a time; none is empty.
 
     `read(tx, after)` gives what comes next, and after what to go on (None: no more).
     """
@@ -571,15 +571,15 @@ async def pieces_of(ask: Ask, read: Callable[[Tx, Any], tuple[list, Any]], after
             yield encode(found)[1:-1]
 
 
-def array(first: bytes, pieces: AsyncIterator[bytes]) -> Stream:
-    """The answer with a JSON array of any length."""
+def array(first: bytes, pieces: AsyncIterator[bytes], begin: bytes = b"[", end: bytes = b"]") -> Stream:
+    """The answer with a JSON array of any length; or, between braces, with an object."""
 
     async def whole() -> AsyncIterator[bytes]:
-        """The array."""
-        yield b"[" + first
+        """What stands between them, and they."""
+        yield begin + first
         async for piece in pieces:
             yield b"," + piece
-        yield b"]"
+        yield end
 
     return Stream(whole(), 200, HEADERS, "application/json")
 
@@ -788,6 +788,12 @@ async def wanted_queues(ask: Ask) -> tuple[list[str]]:
     return (ask.values("queue"),)
 
 
+async def list_queues(ask: Ask) -> Response:
+    """What agents say about their queues, however much."""
+    pieces = pieces_of(ask, queues.advertised_queues, "")
+    return array(await anext(pieces, b""), pieces, b"{", b"}")
+
+
 async def list_agents(ask: Ask) -> Response:
     """All agents, however many and however much they have told."""
     pieces = pieces_of(ask, domain.list_agents, "")
@@ -882,7 +888,7 @@ ROUTES: list[tuple[str, str, Handler, str]] = [
     ("POST", "/v1/result/{job_id}/log/{kind}", calls(domain.add_fragment, given=fragment), AGENT),
     ("GET", "/v1/result/{job_id}/log/{kind}", calls(domain.get_logs, given=wanted_logs), ANY),
     ("POST", "/v1/agents/queues", calls(queues.advertise_queues, given=described_queues, long=True), AGENT),
-    ("GET", "/v1/agents/queues", calls(queues.advertised_queues), ANY),
+    ("GET", "/v1/agents/queues", list_queues, ANY),
     ("POST", "/v1/agents/images", calls(queues.set_images, given=images_of_queues, long=True), AGENT),
     ("GET", "/v1/agents/images/{queue:name}", calls(queues.images, "queue"), ANY),
     ("GET", "/v1/agents/data", list_agents, ANY),

@@ -18,6 +18,7 @@ from limits import LAST_PART
 from tracker import Raw, TrackerError, Tx, encode
 
 MOST_QUEUES = 1000
+LONG_PIECE = 2**19  # characters of what agents say about queues that are read at once
 OF_A_QUEUE = {"hidden": True}  # the settings of its project that are not those of others: managers grant who sees it
 QUEUE = "SELECT q.*, p.name, p.paused, p.assign_rate, p.assign_free_uptime FROM project p JOIN testflinger_queue q ON"
 
@@ -142,9 +143,25 @@ def made_queues(tx: Tx, names: Iterable[str], field: str, maker: str | None) -> 
     return found
 
 
-def advertised_queues(tx: Tx) -> dict[str, str]:
-    """What agents say about their queues, by name, without those of which none has said anything."""
-    return {row["name"]: row["description"] for row in all_queues(tx) if row["description"] is not None}
+def advertised_queues(tx: Tx, after: str = "") -> tuple[dict[str, str], str | None]:
+    """What agents say about the next queues, by name, and the one after which to go on (None: no more).
+
+    Those of which none has said anything are not among them.
+    """
+    found: dict[str, str] = {}
+    size, last = 0, after
+    # By the index of names: sorting would hold all that is said.
+    said = (
+        "SELECT p.name, q.description FROM project p CROSS JOIN testflinger_queue q ON q.project = p.id"
+        " WHERE p.name > ? AND q.description IS NOT NULL ORDER BY p.name"
+    )
+    for row in tx.execute(said, (after,)):
+        if size >= LONG_PIECE:
+            return found, last
+        last = row["name"]
+        found[last] = row["description"]
+        size += len(last) + len(row["description"])
+    return found, None
 
 
 def set_images(tx: Tx, images: dict[str, dict[str, Any]], maker: str | None = None) -> None:
