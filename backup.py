@@ -176,16 +176,25 @@ def series(target: Path) -> list[Path]:
 def settle(target: Path) -> None:
     """Ends what an earlier backup to this place was killed in: what has got its name gets its manifest.
 
-    Else its files would be nobody's, and go. The manifest of what has got no name goes.
+    Else its files would be nobody's, and go. The manifest of what has got no name goes, and that of an older one of a
+    series which is deleted.
     """
-    end = part_of(manifest_of(target)).name.removeprefix(target.name)
-    for part in [one for one in target.parent.iterdir() if one.name.endswith(end)]:
-        made = part.with_name(part.name.removesuffix(end))
-        if made.name == target.name or of_series(target, made):
-            if is_described(made, part):
-                os.replace(part, manifest_of(made))
-            else:
-                part.unlink()
+    manifest = manifest_of(target).name.removeprefix(target.name)
+    for made in backups_with(target, f"{manifest}.part"):
+        part = part_of(manifest_of(made))
+        if is_described(made, part):
+            os.replace(part, manifest_of(made))
+        else:
+            part.unlink()
+    for made in backups_with(target, manifest):
+        if of_series(target, made) and not made.exists():
+            manifest_of(made).unlink()
+
+
+def backups_with(target: Path, end: str) -> list[Path]:
+    """The places of this backup and of its series beside which is a file whose name is longer by this end."""
+    made = [one.with_name(one.name.removesuffix(end)) for one in target.parent.iterdir() if one.name.endswith(end)]
+    return [one for one in made if one.name == target.name or of_series(target, one)]
 
 
 def is_described(backup: Path, manifest: Path) -> bool:

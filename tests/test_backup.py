@@ -263,6 +263,16 @@ def test_a_manifest_of_a_backup_that_never_got_its_name_goes_with_the_next(fille
     assert [path.name for path in tmp_path.glob("*.part")] == ["other.db.manifest.json.part"]
 
 
+def test_a_manifest_of_one_of_a_series_that_is_deleted_goes_with_the_next(filled: Path, tmp_path: Path) -> None:
+    """As one leaves it that is killed while it deletes an older one."""
+    made = back_up(filled, tmp_path / "copy.db", 3)
+    shutil.copy(backup.manifest_of(made), tmp_path / "copy-20200101T000000Z.db.manifest.json")
+    shutil.copy(backup.manifest_of(made), tmp_path / "other.db.manifest.json")
+    back_up(filled, tmp_path / "copy.db", 3)
+    assert not (tmp_path / "copy-20200101T000000Z.db.manifest.json").exists()
+    assert backup.manifest_of(made).exists() and (tmp_path / "other.db.manifest.json").exists()
+
+
 def test_a_damaged_database_is_no_backup(filled: Path, tmp_path: Path) -> None:
     pages = filled.read_bytes()
     filled.write_bytes(pages[: len(pages) // 2] + b"\xff" * 4096 + pages[len(pages) // 2 + 4096 :])
