@@ -7,6 +7,7 @@ it back. Nothing here knows a database, a request or a task.
 from __future__ import annotations
 
 import codecs
+import contextlib
 import copy
 import functools
 import json
@@ -139,8 +140,16 @@ def decode(body: bytes, kind: Any) -> Any:
     Of a kind that is `as_printed`, texts may be whatever a script prints: U+FFFD stands for what no text may have.
     """
     body = body.removeprefix(codecs.BOM_UTF8)  # which some editors and shells write
-    if getattr(kind, "as_printed", False) and not is_json(body):
-        body = mended(body)
+    if not getattr(kind, "as_printed", False):
+        return decode_as_it_is(body, kind)
+    if body.isascii():  # nearly every one is fine, and read once
+        with contextlib.suppress(TrackerError):
+            return decode_as_it_is(body, kind)
+    return decode_as_it_is(body if is_json(body) else mended(body), kind)
+
+
+def decode_as_it_is(body: bytes, kind: Any) -> Any:
+    """The JSON as `kind`, of which nothing is mended."""
     if len(body) > FEW_PARTS and is_free(kind):
         refuse_many_parts(body)
     if b"null" in body:  # or else there is none: a task that has none is decoded no slower

@@ -569,6 +569,7 @@ class BulkSubmitted(Shape):
 class ReleaseBody(Shape):
     """How a worker's hold on a task ends. `output` becomes the result of the task's job, if it has one."""
 
+    as_printed: ClassVar[bool] = True  # who is refused for what a script has printed keeps a task that is done
     task_id: Annotated[Id, "The task's number."]
     result: Annotated[
         Literal[0, 1, 2],
@@ -609,6 +610,7 @@ class ReleaseBody(Shape):
 
 
 class BulkReleaseBody(Shape):
+    as_printed: ClassVar[bool] = True
     releases: Annotated[list[ReleaseBody], "The releases, at most {max_count:}."]
 
 

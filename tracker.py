@@ -5086,7 +5086,9 @@ def release_one(call: Call, body: bytes) -> Steps:
     verification, and when the worker does not hold the task (any more): then nothing changes. So the call may be
     repeated when no answer came, and false is then no sign that the first one came to nothing.
     """
-    updated = yield release_task, bringer(call, body), decode(body, shapes.ReleaseBody)
+    credentials, kind = bringer(call, body), shapes.ReleaseBody
+    release = decode(body, kind) if len(body) <= FEW_BYTES else (yield call.decoded(body, decode, kind))
+    updated = yield release_task, credentials, release
     message = None if updated else "Not held by you, or not verified by enough workers yet"
     return Reply({"updated": updated}, message=message, in_vain=not updated)
 
@@ -5130,8 +5132,7 @@ def bulk_release(call: Call, body: bytes) -> Steps:
     `updated` tells of each one, in their order, whether that closed, failed or skipped it; false for one that the
     worker does not hold (any more) or that is unknown, which keeps none of the others from being released.
     """
-    credentials, most = bringer(call, body), call.tracker.settings.max_count
-    kind = shapes.BulkReleaseBody
+    credentials, most, kind = bringer(call, body), call.tracker.settings.max_count, shapes.BulkReleaseBody
     releases = (decode(body, kind) if len(body) <= FEW_BYTES else (yield call.decoded(body, decode, kind))).releases
     if len(releases) > most:
         raise TrackerError("invalid", f"at most {most} in one request", "releases")

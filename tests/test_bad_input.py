@@ -568,7 +568,7 @@ def test_an_impossible_value_is_refused_by_the_fields_name(house: House) -> None
 
 def is_printed(endpoint: tuple[str, str], field: Field) -> bool:
     """Whether the field has what a script prints: no text is refused there."""
-    of_text = any(isinstance(part, msgspec.inspect.StrType) for part in parts(field.type))
+    of_text = any(isinstance(part, msgspec.inspect.StrType | msgspec.inspect.RawType) for part in parts(field.type))
     return getattr(BODIES[endpoint], "as_printed", False) and of_text
 
 

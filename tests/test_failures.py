@@ -10,6 +10,7 @@ from conftest import Site, Worker
 from place import Jobs, Queue, StillClock, check_counts
 
 import budgets
+import errors
 import failures
 import shapes
 import tracker
@@ -171,6 +172,28 @@ def test_a_reason_is_refused_with_other_results(queue: Queue, result: int, given
     )
     assert queue.do(tracker.release_together, [(queue.worker, body)]) == [None]
     assert queue.release(task, result, error="")
+
+
+@pytest.mark.parametrize("call", ["release", "bulk_release"])
+@pytest.mark.parametrize("text", [b"a\\u0000b", b"a\0b", b"a\xffb", b"a\\udc80b"])
+def test_a_task_is_released_whatever_its_script_has_printed(site: Site, call: str, text: bytes) -> None:
+    project = site.admin.create_project()
+    worker = site.create_worker(project)
+    worker.submit(project)
+    task = worker.assigned(project)["id"]
+    body = b'{"task_id": %d, "result": 1, "error": "%b"}' % (task, text)
+    whole = body if call == "release" else b'{"releases": [%b]}' % body
+    answer = worker.http.post(f"/task/{call}", content=whole)
+    assert answer.json().get("content") in ({"updated": True}, {"updated": [True]}), answer.text
+    assert "a\ufffdb" in site.admin.http.get(f"/ui/tasks/{task}").text
+
+
+@pytest.mark.parametrize("text", [b"a\xffb", b"a\\udc80b", b"a\0b"])
+def test_what_a_job_hands_on_is_taken_whatever_its_script_has_printed(text: bytes) -> None:
+    body = b'{"task_id": 1, "verification": -9223372036854775808, "output": {"lastline": "%b"}}' % text
+    release = errors.decode(body, shapes.ReleaseBody)
+    assert (release.task_id, release.verification) == (1, -(2**63))
+    assert tracker.read_report(release.output).result == '{"lastline":"a\ufffdb"}'
 
 
 # ── Groups ────────────────────────────────────────────────────────────────────────────────────────────────────────────
