@@ -120,7 +120,7 @@ async function refresh() {
   if (known) headers["If-None-Match"] = known;
   const answer = await fetch(location.href, { headers, signal: AbortSignal.timeout(30000) });
   if (answer.status === 304) return;
-  if (answer.redirected) throw new Error("You are logged out: please load the page again.");
+  if (answer.redirected) throw new Error("You are logged out: what you see is old. Log in again, in another tab to keep what you have typed here.");
   if (answer.status < 500 && !answer.ok) throw new Error("This page is not there any more, or not for you: what you see is old.");
   if (!answer.ok) throw new Error("The tracker does not answer: what you see is old. Trying again …");
   let complete = true;
@@ -180,9 +180,25 @@ for (const all of document.querySelectorAll("[data-select-all]")) {
 
 // ── Uploads with progress ────────────────────────────────────────────────────────────────────────────────────────────
 
+// What is said of an upload whose login has ended; null of any other. Sent once more, it is the next login's.
+function endedLogin(form, page) {
+  const [login, next] = ['a[href$="/ui/login"]', '[data-again] [name="token"]'].map((what) => page.querySelector(`main ${what}`));
+  if (!login && !next) return null;
+  const notice = Object.assign(document.createElement("p"), { className: "notice bad", role: "alert" });
+  notice.textContent = "The login of this page has ended, so nothing was done. Send it once more";
+  if (next) {
+    form.elements.token.value = next.value;
+    notice.append(".");
+  } else {
+    const link = Object.assign(document.createElement("a"), { href: login.href, target: "_blank", textContent: "logged in in another tab" });
+    notice.append(" when you have ", link, ".");
+  }
+  return notice;
+}
+
 // Shows the reason on the page as it is: so the chosen file stays chosen.
 function showRefusal(form, page) {
-  const notice = document.importNode(page.querySelector(".notice.bad") || page.body, true);
+  const notice = endedLogin(form, page) || document.importNode(page.querySelector(".notice.bad") || page.body, true);
   for (const old of document.querySelectorAll("main > .notice")) old.remove();
   document.querySelector("main").prepend(notice);
   notice.scrollIntoView();

@@ -445,7 +445,7 @@ def test_a_page_whose_login_has_ended_says_so(week: Week) -> None:
     tab = week.tab()
     page = tab.open("/ui/workers")
     page.context.clear_cookies()
-    expect(page.locator("#live-state")).to_contain_text("logged out")
+    expect(page.locator("#live-state")).to_contain_text("logged out: what you see is old. Log in again, in another tab")
     expect(page).to_have_title(re.compile("^⚠ You are logged out · "))
 
 
@@ -696,6 +696,29 @@ def test_a_refused_upload_keeps_the_file_and_says_why(week: Week) -> None:
         expect(tab.notice).to_contain_text("it has no line that is not blank")
     expect(page.locator("#many-priority")).to_have_value("7")
     assert page.get_by_label("Or a file with such lines").evaluate("(field) => field.files[0].name") == "empty.txt"
+
+
+@pytest.mark.parametrize("given", ["a text", "a file"])
+def test_an_upload_whose_login_has_ended_keeps_what_was_given(week: Week, given: str) -> None:
+    tab = week.tab()
+    page = tab.open(week.project("empty", "/submit"))
+    if given == "a text":
+        page.locator("[name=lines]").fill("one\ntwo")
+    else:
+        file = {"name": "list.txt", "mimeType": "text/plain", "buffer": b"one\ntwo"}
+        page.get_by_label("Or a file with such lines").set_input_files(file)
+    page.context.clear_cookies()
+    tab.button("Submit all").click()
+    expect(tab.notice).to_have_text(re.compile("so nothing was done. .* when you have logged in in another tab"))
+    with page.expect_popup() as other:
+        tab.notice.get_by_role("link").click()
+    expect(other.value.get_by_label("Username")).to_be_visible()
+    screenshots.begin_session(page, week.url, "alice")
+    tab.button("Submit all").click()
+    expect(tab.notice).to_have_text(re.compile("so nothing was done. Send it once more.$"))
+    expect(page.get_by_role("main")).to_have_count(1)
+    tab.button("Submit all").click()
+    expect(page.get_by_text("2 tasks were submitted.")).to_be_visible()
 
 
 # ── Templates and jobs ────────────────────────────────────────────────────────────────────────────────────────────────
