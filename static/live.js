@@ -212,6 +212,8 @@ for (const form of document.querySelectorAll("[data-upload]")) {
     const [box, bar, words] = [".upload-state", "progress", "[role=status]"].map((what) => form.querySelector(what));
     const request = new XMLHttpRequest();
     event.preventDefault();
+    if (form.dataset.sending) return; // a second click sends nothing a second time
+    form.dataset.sending = "yes";
     box.hidden = false;
     request.upload.onprogress = ({ loaded, total }) => {
       bar.value = (100 * loaded) / total;
@@ -225,6 +227,9 @@ for (const form of document.querySelectorAll("[data-upload]")) {
     };
     request.onerror = () => {
       words.textContent = "The upload broke off: nothing of it was submitted. Please try again.";
+    };
+    request.onloadend = () => {
+      delete form.dataset.sending;
     };
     request.open("POST", form.action);
     request.send(new FormData(form));

@@ -698,6 +698,18 @@ def test_a_refused_upload_keeps_the_file_and_says_why(week: Week) -> None:
     assert page.get_by_label("Or a file with such lines").evaluate("(field) => field.files[0].name") == "empty.txt"
 
 
+def test_a_second_click_does_not_send_a_file_twice(week: Week) -> None:
+    tab = week.tab()
+    page = tab.open(week.project("empty", "/submit"))
+    file = {"name": "list.txt", "mimeType": "text/plain", "buffer": b"one\ntwo"}
+    page.get_by_label("Or a file with such lines").set_input_files(file)
+    sent: list[str] = []
+    page.on("request", lambda request: sent.append(request.url) if request.method == "POST" else None)
+    tab.button("Submit all").evaluate("(button) => [button.click(), button.click()]")
+    expect(page.get_by_text("2 tasks were submitted.")).to_be_visible()
+    assert len(sent) == 1
+
+
 @pytest.mark.parametrize("given", ["a text", "a file"])
 def test_an_upload_whose_login_has_ended_keeps_what_was_given(week: Week, given: str) -> None:
     tab = week.tab()
