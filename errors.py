@@ -173,6 +173,7 @@ def decode_as_it_is(body: bytes, kind: Any) -> Any:
 
 
 A_FORM = re.compile(rb"--|[\w.%+\[\]-]{1,100}=")  # what `curl -F` or `-d a=b` sends, and a library that is given fields
+HALF_A_PAIR = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}[^\\]")  # where a text was cut in an emoji
 
 
 def unreadable(body: bytes, error: Exception) -> str:
@@ -183,6 +184,8 @@ def unreadable(body: bytes, error: Exception) -> str:
         return "not valid JSON: it is UTF-16 or the like, and must be UTF-8"
     if A_FORM.match(body):
         return "not valid JSON: it looks like a form, and must be a JSON object"
+    if str(error) == "Input data was truncated" and HALF_A_PAIR.search(body):
+        return "not valid JSON: a text in it ends with half of a surrogate pair"
     return f"not valid JSON: {error}"
 
 

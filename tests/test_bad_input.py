@@ -795,6 +795,8 @@ WHAT_IT_IS = {
     "it is empty": ["", " \r\n"],
     "it looks like a form": ["project=1&recipe=x", "task_arguments%5B%5D=a", "--b\r\nContent-Disposition: form-data"],
     "it is UTF-16 or the like, and must be UTF-8": ['{"project": 1}'.encode(one) for one in ("utf-16", "utf-16-le")],
+    "a text in it ends with half of a surrogate pair": ['{"alias": "cut \\ud83d"}', '{"a": ["\\uD83Db"]}'],
+    "Input data was truncated": ['{"alias": "', '{"alias": "\\ud83d'],
 }
 
 
