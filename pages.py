@@ -1072,8 +1072,8 @@ class SettingsForm(ProjectForm):
 
 
 def settings_of(project: sqlite3.Row) -> ProjectForm:
-    """What the form of a project shows."""
-    values = {name: project[name] for name in shapes.ProjectBody.__struct_fields__}
+    """What the form of a project brings back when nobody changes it."""
+    values = {name: brought_back(project[name], name == "motd") for name in shapes.ProjectBody.__struct_fields__}
     return errors.convert({**values, "chain": project["chain"] or 0}, ProjectForm, strict=False)
 
 
@@ -1634,6 +1634,11 @@ def unix_lines(text: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
+def brought_back(value: Any, area: bool = False) -> Any:
+    """A value as its field of a form brings it back; without any line end, if that is not an area."""
+    return value if not isinstance(value, str) else unix_lines(value) if area else re.sub("[\r\n]", "", value)
+
+
 def in_lines(values: Iterable[Any]) -> str:
     """Values as a form shows them, one a line."""
     return unix_lines("\n".join(map(tracker.as_text, values)))
@@ -1660,6 +1665,14 @@ def typed_pairs(text: str, field: str) -> dict[str, str]:
     return pairs
 
 
+def script_of(tx: Tx, row: sqlite3.Row) -> str | None:
+    """The source of a template's or a job's script, if it has one."""
+    return row["script"] and tx.one("SELECT source FROM script WHERE id = ?", (row["script"],))["source"]
+
+
+AREAS = ("description", "recipe", "script")  # fields of a template that may have several lines
+
+
 def template_of_form(
     form: TemplateForm, old: sqlite3.Row | dict[str, Any], project: int | UnsetType = UNSET
 ) -> shapes.TemplateBody:
@@ -1673,6 +1686,8 @@ def template_of_form(
             raise TrackerError("invalid", problem, "env")
         env = typed_pairs(form.env, "env")
     body = {name: getattr(form, name) for name in shapes.TemplateBody.__struct_fields__}
+    texts = [(name, was) for name, was in dict(old).items() if name in body and isinstance(was, str)]
+    body |= {name: was for name, was in texts if body[name] == brought_back(was, name in AREAS)}
     body |= {"project": project, "env": env, "key": "" if form.remove_key else form.key or UNSET}
     body["variables"] = [declared(row, variables.get(row.name, shapes.Variable("x"))) for row in form.variables]
     body["arguments"] = [
@@ -1711,7 +1726,8 @@ def update_template_by_form(tx: Tx, caller: Caller, template: sqlite3.Row, body:
     if body.shown and body.shown != state_of_template(template):
         problem = "The template was changed since this page was shown; sent once more, what stands here takes its place"
         raise TrackerError("conflict", problem)
-    tracker.update_template(tx, caller, template, template_of_form(body, template))
+    old = {**template, "script": script_of(tx, template)}
+    tracker.update_template(tx, caller, template, template_of_form(body, old))
 
 
 @tracker.needs(EDIT, tracker.TEMPLATE)
@@ -1793,7 +1809,7 @@ def last_jobs(tx: Tx, template: int, count: int) -> list[sqlite3.Row]:
 
 def template_values(tx: Tx, caller: Caller, template: sqlite3.Row | dict[str, Any]) -> dict[str, Any]:
     """A template as the pages show it. Its secret is not among it."""
-    script = template["script"] and tx.one("SELECT source FROM script WHERE id = ?", (template["script"],))["source"]
+    script = script_of(tx, template)
     return {
         "template": {name: template[name] for name in ("id", "name", *tracker.NEW_TEMPLATE)},
         "script": script or "",
@@ -1951,7 +1967,7 @@ def job_page(tx: Tx, caller: Caller, job: sqlite3.Row, query: JobQuery) -> dict[
     edits = caller.role(job["project"]) & EDIT
     lines = last_lines(tx, job, query.before)
     template = tracker.template_of_job(tx, job)
-    script = job["script"] and tx.one("SELECT source FROM script WHERE id = ?", (job["script"],))["source"]
+    script = script_of(tx, job)
     variables = msgspec.json.decode(job["variables"])
     return {
         "job": job,

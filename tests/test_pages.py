@@ -893,6 +893,25 @@ def test_what_an_address_says_is_shown_as_text(place: Place, path: str) -> None:
     assert "alert(1)" in page.html
 
 
+def as_a_browser(field: lxml.html.HtmlElement) -> str:
+    """What a field that nobody touches says: one of one line has no line ends, and an area has a browser's."""
+    value = field.value or ""
+    return re.sub(r"[\r\n]", "", value) if field.tag == "input" else re.sub("\r\n?|\n", "\r\n", value)
+
+
+@pytest.mark.parametrize("kind", ["project", "template"])
+def test_a_form_leaves_line_ends_that_it_cannot_show(place: Place, kind: str) -> None:
+    given = {"name": "two\nlines"} | ({"motd": "a\r\nb\rc"} if kind == "project" else {"script": "dir\r\npause\r\n"})
+    place.admin.http.post(place.at(f"/{kind}/update/{{{kind}}}"), json=given).raise_for_status()
+    path = place.at(f"/ui/{kind}s/{{{kind}}}/edit")
+    form = place.admin.open(path).form("/edit")
+    texts = {name: as_a_browser(field) for name, field in form.inputs.items() if name in given}
+    page = place.admin.send(form, **texts, **({"version": "5"} if kind == "project" else {"priority": "5"}))
+    assert page.notice.startswith("Saved."), page.notice
+    now = place.admin.http.get(place.at(f"/{kind}/get/{{{kind}}}")).json()["content"][kind]
+    assert {name: now[name] for name in given} == given
+
+
 def test_what_a_refused_form_said_is_shown_as_text(place: Place) -> None:
     place.site.admin.create_project(HOSTILE)
     page = place.admin.act("/ui/projects/new", {"name": HOSTILE, "motd": HOSTILE, "version": HOSTILE})
