@@ -1265,7 +1265,7 @@ def tasks_in_words(count: int, kind: str = "") -> str:
 async def typed_name(visit: Visit, project: int) -> str:
     """The project's name, which a form has to repeat before what cannot be undone."""
     name = (await visit.look(tracker.get_project, project)).name
-    if visit.field("confirm").strip() != name.strip():
+    if visit.field("confirm").split() != name.split():  # as it is seen: nobody can type a line end
         raise TrackerError("invalid", "this is not the project's name; nothing was deleted", "confirm")
     return name
 

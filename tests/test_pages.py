@@ -912,6 +912,13 @@ def test_a_form_leaves_line_ends_that_it_cannot_show(place: Place, kind: str) ->
     assert {name: now[name] for name in given} == given
 
 
+@pytest.mark.parametrize("name", ["two  blanks", "two\nlines", "a\ttab", "a\u00a0blank that keeps together"])
+def test_a_project_is_deleted_by_its_name_as_it_is_shown(place: Place, name: str) -> None:
+    project = place.site.admin.create_project(name)
+    form = place.admin.open(f"/ui/projects/{project}/edit").form("/delete")
+    assert "is deleted" in place.admin.send(form, confirm=" ".join(name.split())).notice
+
+
 def test_what_a_refused_form_said_is_shown_as_text(place: Place) -> None:
     place.site.admin.create_project(HOSTILE)
     page = place.admin.act("/ui/projects/new", {"name": HOSTILE, "motd": HOSTILE, "version": HOSTILE})
