@@ -1185,6 +1185,34 @@ def test_a_refused_form_keeps_what_was_typed_and_names_the_field(
     assert {**place.dump(), "login_failure": []} == before
 
 
+@pytest.mark.parametrize(
+    "page, action, fields",
+    [
+        ("/ui/projects/{project}/edit", "/edit", {"name": ""}),
+        ("/ui/projects/{project}/edit", "/notices", {"failing_share": "x"}),
+        ("/ui/projects/{project}/edit", "/secret", {"secret": "x" * 100_001}),
+        ("/ui/projects/{project}/edit", "/webhook_secret", {"webhook_secret": "x" * 1001}),
+        ("/ui/projects/{project}/edit", "/delete", {"confirm": "another one"}),
+        ("/ui/projects/{project}", "/reset/hard_reset", {"confirm": "another one"}),
+        ("/ui/projects/{project}/submit", "/submit/lines", {"lines": ""}),
+        ("/ui/projects/{project}/access", "/role", {"username": "nobody"}),
+        ("/ui/templates/{template}/edit", "/edit", {"name": ""}),
+        ("/ui/workers/{worker}", "/rename", {"alias": "x" * 201}),
+        ("/ui/account", "/password", {"password": "wrong", "new_password": "long enough"}),
+    ],
+)
+def test_a_page_that_says_what_was_refused_has_forms_that_go_where_they_went(
+    place: Place, page: str, action: str, fields: dict[str, str]
+) -> None:
+    def actions(shown: Page) -> list[str]:
+        return [form.get("action") for form in shown.tree.forms if form.method == "POST"]
+
+    first = place.admin.open(place.at(page))
+    refused = place.admin.send(first.form(action), **fields)
+    assert refused.status in (400, 401, 404), refused.notice
+    assert actions(refused) == actions(first)
+
+
 def test_a_wrong_password_is_not_named_and_not_kept(place: Place) -> None:
     page = Tab(place.site.guest).act("/ui/login", {"username": "admin", "password": "wrong horse", "back": "/ui/logs"})
     assert page.status == 401 and page.typed("username") == "admin" and "wrong horse" not in page.html
