@@ -32,7 +32,17 @@ import sqlite3
 import sys
 import types
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Container,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
@@ -1639,6 +1649,12 @@ def brought_back(value: Any, area: bool = False) -> Any:
     return value if not isinstance(value, str) else unix_lines(value) if area else re.sub("[\r\n]", "", value)
 
 
+def left(fields: dict[str, Any], old: dict[str, Any], areas: Container[str] = ()) -> dict[str, Any]:
+    """The fields of a form; those that bring back an old text are that text. `areas` may have several lines."""
+    texts = [(name, was) for name, was in old.items() if name in fields and isinstance(was, str)]
+    return fields | {name: was for name, was in texts if fields[name] == brought_back(was, name in areas)}
+
+
 def in_lines(values: Iterable[Any]) -> str:
     """Values as a form shows them, one a line."""
     return unix_lines("\n".join(map(tracker.as_text, values)))
@@ -1670,14 +1686,14 @@ def script_of(tx: Tx, row: sqlite3.Row) -> str | None:
     return row["script"] and tx.one("SELECT source FROM script WHERE id = ?", (row["script"],))["source"]
 
 
-AREAS = ("description", "recipe", "script")  # fields of a template that may have several lines
+AREAS = ("description", "motd", "recipe", "script")  # fields of one value that may have several lines
 
 
 def template_of_form(
     form: TemplateForm, old: sqlite3.Row | dict[str, Any], project: int | UnsetType = UNSET
 ) -> shapes.TemplateBody:
     """The template that a form means. What it shows of the old one as text, and was not changed, stays what it was."""
-    variables = {one.name: one for one in tracker.declared_variables(old)}
+    variables = {brought_back(one.name).strip(): one for one in tracker.declared_variables(old)}
     arguments = tracker.declared_arguments(old)[: len(form.arguments)]
     env = msgspec.json.decode(old["env"])
     if form.env != pairs_in_lines(env):
@@ -1685,11 +1701,9 @@ def template_of_form(
             problem = "it has a value of several lines, which no form can show; change it by the API"
             raise TrackerError("invalid", problem, "env")
         env = typed_pairs(form.env, "env")
-    body = {name: getattr(form, name) for name in shapes.TemplateBody.__struct_fields__}
-    texts = [(name, was) for name, was in dict(old).items() if name in body and isinstance(was, str)]
-    body |= {name: was for name, was in texts if body[name] == brought_back(was, name in AREAS)}
+    body = left({name: getattr(form, name) for name in shapes.TemplateBody.__struct_fields__}, dict(old), AREAS)
     body |= {"project": project, "env": env, "key": "" if form.remove_key else form.key or UNSET}
-    body["variables"] = [declared(row, variables.get(row.name, shapes.Variable("x"))) for row in form.variables]
+    body["variables"] = [declared(row, variables.get(row.name, shapes.Variable(row.name))) for row in form.variables]
     body["arguments"] = [
         declared(row, argument or shapes.Argument())
         for row, argument in itertools.zip_longest(form.arguments, arguments)
@@ -1705,7 +1719,8 @@ def declared(
     choices = "allowed" if isinstance(old, shapes.Variable) else "options"
     known = meant_lines(getattr(row, choices), getattr(old, choices))
     value = meant(row.value, [old.value, *known]) if row.value or old.value == "" else None
-    return type(old)(**{**msgspec.structs.asdict(row), choices: known, "value": value})
+    body = left(msgspec.structs.asdict(row), msgspec.structs.asdict(old), ["type"]) | {choices: known, "value": value}
+    return type(old)(**body | ({"name": old.name} if isinstance(old, shapes.Variable) else {}))
 
 
 @tracker.needs(EDIT)

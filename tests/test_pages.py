@@ -912,6 +912,22 @@ def test_a_form_leaves_line_ends_that_it_cannot_show(place: Place, kind: str) ->
     assert {name: now[name] for name in given} == given
 
 
+def test_rows_of_a_template_keep_line_ends_that_no_field_shows(place: Place) -> None:
+    variable = {"name": " a\nb", "value": "c\r\nd", "description": "e\nf", "allowed": [], "required": True}
+    given = {
+        "variables": [variable],
+        "arguments": [{"order": 0, "type": "se\nlect", "label": "g\r\nh", "value": "i\nj"}],
+    }
+    place.admin.http.post(place.at("/template/update/{template}"), json=given).raise_for_status()
+    form = place.admin.open(place.at("/ui/templates/{template}/edit")).form("/edit")
+    fields = {name: field for name, field in form.inputs.items() if re.match("variables|arguments", name)}
+    texts = {name: as_a_browser(field) for name, field in fields.items() if field.tag != "select"}
+    page = place.admin.send(form, **texts, priority="5")
+    assert page.notice.startswith("Saved."), page.notice
+    now = place.admin.http.get(place.at("/template/get/{template}")).json()["content"]["template"]
+    assert {name: now[name] for name in given} == {**given, "arguments": [{**given["arguments"][0], "options": []}]}
+
+
 @pytest.mark.parametrize("name", ["two  blanks", "two\nlines", "a\ttab", "a\u00a0blank that keeps together"])
 def test_a_project_is_deleted_by_its_name_as_it_is_shown(place: Place, name: str) -> None:
     project = place.site.admin.create_project(name)
