@@ -362,6 +362,18 @@ class Visit(Call):
         """Whether the refusal is about this field."""
         return self.error is not None and field in self.error.field.split(", ")
 
+    def shown(self, path: str, values: Any) -> str:
+        """What a form has shown (as JSON): these values, or, sent in vain to this path, what it did at first.
+
+        What it was refused for because others have changed it is the new one: sent once more, the form means it.
+        """
+        if self.here != path or not self.field("shown"):
+            return encode(values).decode()
+        if self.error is None or self.error.code != "conflict":
+            return self.field("shown")
+        first, now = (msgspec.json.decode(one) for one in (self.field("shown"), encode(values)))
+        return encode(first | {name: now[name] for name in now if self.names(name)}).decode()
+
     @property
     def reason(self) -> str:
         """Why the request was refused, in words for people who fill in forms."""
@@ -1082,24 +1094,34 @@ class SettingsForm(ProjectForm):
 
 
 def settings_of(project: sqlite3.Row) -> ProjectForm:
-    """What the form of a project brings back when nobody changes it."""
-    values = {name: brought_back(project[name], name == "motd") for name in shapes.ProjectBody.__struct_fields__}
+    """What the form of a project shows."""
+    values = {name: project[name] for name in shapes.ProjectBody.__struct_fields__}
     return errors.convert({**values, "chain": project["chain"] or 0}, ProjectForm, strict=False)
 
 
-def changed_fields(body: Any, kind: type) -> dict[str, Any]:
+def changed_fields(body: Any, kind: type, now: Any) -> dict[str, Any]:
     """What was changed in a form since it was shown, when it was a struct of this kind; all of one that does not tell.
 
-    The rest is not set: somebody else may have changed it meanwhile.
+    The rest is not set: somebody else may have changed it meanwhile. Refuses (conflict) to change what is `now` neither
+    what was shown nor what is wanted, until the form has told of it.
     """
-    shown = errors.given_fields(errors.decode(body.shown.encode(), kind)) if body.shown else {}
-    given = [one for one in errors.given_fields(body).items() if one[0] != "shown"]
-    return {name: value for name, value in given if name not in shown or value != shown[name]}
+    given = {name: value for name, value in errors.given_fields(body).items() if name != "shown"}
+    if not body.shown:
+        return given
+    shown, now = (errors.given_fields(one) for one in (errors.decode(body.shown.encode(), kind), now))
+    left_alone = left(given, shown, AREAS)
+    changed = {name: value for name, value in given.items() if name not in shown or left_alone[name] != shown[name]}
+    if others := [name for name in changed if name in shown and now.get(name) not in (shown[name], changed[name])]:
+        problem = "was changed since this page was shown; sent once more, what stands here takes its place"
+        raise TrackerError("conflict", problem, ", ".join(others))
+    return changed
 
 
-def save_settings(tx: Tx, caller: Caller, project: int, body: SettingsForm) -> None:
+@tracker.needs(EDIT)
+def save_settings(tx: Tx, caller: Caller, project: sqlite3.Row, body: SettingsForm) -> None:
     """Changes what was changed in the form. What somebody has set since it was shown stays: a pause, a version."""
-    tracker.update_project(tx, caller, project, shapes.ProjectBody(**changed_fields(body, ProjectForm)))
+    changed = changed_fields(body, ProjectForm, settings_of(project))
+    tracker.update_project(tx, caller, project, shapes.ProjectBody(**changed))
 
 
 class NoticesForm(notices.HookBody):
@@ -1119,9 +1141,11 @@ def hook_shown(hook: sqlite3.Row | None) -> notices.HookBody:
 HOOK_NUMBERS = ("failing_share", "stalled_minutes")
 
 
-def save_notices(tx: Tx, caller: Caller, project: int, body: NoticesForm) -> None:
+@tracker.needs(EDIT)
+def save_notices(tx: Tx, caller: Caller, project: sqlite3.Row, body: NoticesForm) -> None:
     """Sets what was changed in the form; where notices go and of what kind they are is one thing."""
-    changed, now = changed_fields(body, notices.HookBody), hook_shown(notices.find_hook(tx, project))
+    now = hook_shown(notices.find_hook(tx, project["id"]))
+    changed = changed_fields(body, notices.HookBody, now)
     if {"url", "kind"} & changed.keys():
         changed |= {"url": body.url, "kind": body.kind}
     set_hook(tx, caller, project, msgspec.structs.replace(now, **changed))
@@ -2165,8 +2189,9 @@ def roles_shown(username: str, role: int) -> shapes.RoleForm:
 def save_roles(tx: Tx, caller: Caller, project: int, body: RolesForm) -> None:
     """Gives and takes the roles that were changed in the form; exactly these by one that was for nobody yet."""
     had = "SELECT r.role FROM manager_role r JOIN manager m ON m.id = r.manager WHERE r.project = ? AND m.username = ?"
-    row, changed = tx.one(had, (project, body.username.strip())), changed_fields(body, shapes.RoleForm)
+    row = tx.one(had, (project, body.username.strip()))
     now = roles_shown(body.username, row["role"] if row else 0)
+    changed = changed_fields(body, shapes.RoleForm, now)
     tracker.set_named_role(tx, caller, project, msgspec.structs.replace(now, **changed))
 
 

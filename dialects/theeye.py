@@ -1564,7 +1564,7 @@ def workflow_page(tx: Tx, caller: tracker.Caller, workflow: sqlite3.Row) -> dict
         **frame,
         "workflow": workflow,
         "edges": shown.edges,
-        "shown": shapes.WorkflowBody(name=shown.name, start=shown.start, edges=shown.edges),
+        "shown": workflow_form_of(shown),
         "arguments": tracker.free_arguments(start) if start else [],
         "runs": tx.all(runs, (workflow["id"],)),
     }
@@ -1582,15 +1582,21 @@ def begun(edge: dict[str, str]) -> bool:
     return bool(edge["template"] or edge["target"])
 
 
+def workflow_form_of(workflow: shapes.Workflow) -> shapes.WorkflowBody:
+    """What the form of a workflow shows."""
+    return shapes.WorkflowBody(name=workflow.name, start=workflow.start, edges=workflow.edges)
+
+
 class WorkflowForm(shapes.WorkflowBody):
     """A workflow that there is, with what of it (as JSON) its form showed."""
 
     shown: str = ""
 
 
-def save_workflow(tx: Tx, caller: tracker.Caller, workflow: int, body: WorkflowForm) -> None:
+@tracker.needs(EDIT, tracker.WORKFLOW)
+def save_workflow(tx: Tx, caller: tracker.Caller, workflow: sqlite3.Row, body: WorkflowForm) -> None:
     """Changes what was changed in the form; the edges are one thing."""
-    changed = pages.changed_fields(body, shapes.WorkflowBody)
+    changed = pages.changed_fields(body, shapes.WorkflowBody, workflow_form_of(tracker.workflow_shown(tx, workflow)))
     tracker.update_workflow(tx, caller, workflow, shapes.WorkflowBody(**changed))
 
 

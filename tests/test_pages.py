@@ -1252,7 +1252,7 @@ def test_settings_saved_from_an_old_page_leave_what_was_set_since(place: Place) 
     path = place.at("/ui/projects/{project}/edit")
     project = int(path.split("/")[3])
     old = place.admin.open(path).form("/edit")
-    place.site.admin.update_project(project, paused=True, version="2", assign_rate=0.1, max_lost_leases=7, motd="mine")
+    place.site.admin.update_project(project, paused=True, version="2", assign_rate=0.1, max_lost_leases=7)
     refused = place.admin.send(old, motd="a new\nday", priority="x")
     assert refused.status == 400
     assert place.admin.send(refused.form("/edit"), priority="9").notice == "Saved."
@@ -1319,7 +1319,8 @@ def test_where_notices_go_and_of_what_kind_they_are_is_one_thing_to_the_form(pla
     path = place.at("/ui/projects/{project}/edit")
     old = place.admin.open(path).form("/notices")
     place.site.admin.post(place.at("/project/notices/{project}"), {"url": "https://slack.example/", "kind": "slack"})
-    place.admin.send(old, url="https://elsewhere.example/", kind="json")
+    refused = place.admin.send(old, url="https://elsewhere.example/", kind="json")
+    place.admin.send(refused.form("/notices"))
     assert place.site.read("SELECT url, kind FROM notice_hook") == [("https://elsewhere.example/", "json")]
 
 
@@ -1344,9 +1345,34 @@ def test_a_workflow_saved_from_an_old_page_leaves_what_was_changed_since(place: 
     assert place.admin.send(old).notice == "Saved."
     now = place.site.admin.get(f"/workflow/get/{workflow}").json()["content"]["workflow"]
     assert (now["name"], now["edges"]) == ("theirs", edges)
-    assert place.admin.send(old, name="mine").notice == "Saved."
-    now = place.site.admin.get(f"/workflow/get/{workflow}").json()["content"]["workflow"]
-    assert (now["name"], now["edges"]) == ("mine", edges)
+
+
+OF_OTHERS = {  # what a page that there is changes of what others have changed since it was shown
+    "/ui/projects/{project}/edit": ("/edit", "/project/update/{project}", "motd", "paused"),
+    "/ui/projects/{project}/edit#notices": ("/notices", "/project/notices/{project}", "url", "failing_share"),
+    "/ui/workflows/{workflow}": ("/ui/workflows/{workflow}", "/workflow/update/{workflow}", "name", "edges"),
+}
+
+
+@pytest.mark.parametrize("page", OF_OTHERS)
+def test_what_others_have_changed_since_is_changed_by_an_old_page_only_when_sent_once_more(
+    place: Place, page: str
+) -> None:
+    action, call, field, untouched = OF_OTHERS[page]
+    action, call = place.at(action), place.at(call)
+    edges = [{"template": place.template, "ending": "failure", "target": place.template}]
+    both = {"motd": "theirs", "paused": True, "name": "theirs", "edges": edges}
+    both |= {"url": "https://theirs.example/", "kind": "slack", "events": [], "failing_share": 9}
+    old = place.admin.open(place.at(page)).form(action)
+    sent = ("url", "kind", "events", "failing_share") if field == "url" else (field, untouched)
+    assert place.site.admin.post(call, {name: both[name] for name in both if name in sent}).status_code == 200
+    mine = "https://mine.example/" if field == "url" else "mine"
+    refused = place.admin.send(old, **{field: mine})
+    assert refused.status == 409 and f"{field}: was changed since this page was shown" in refused.notice
+    assert place.admin.send(refused.form(action)).notice == "Saved."
+    answer = place.site.admin.get(call.replace("update", "get")).json()["content"]
+    now = answer[call.split("/")[2 if "notices" in call else 1]]
+    assert (now[field], now[untouched]) == (mine, both[untouched])
 
 
 @pytest.mark.parametrize("name", ["", "plain projec", "PLAIN PROJECT", "plain project 2"])
