@@ -173,6 +173,7 @@ def decode_as_it_is(body: bytes, kind: Any) -> Any:
 
 
 A_FORM = re.compile(rb"--|[\w.%+\[\]-]{1,100}=")  # what `curl -F` or `-d a=b` sends, and a library that is given fields
+NOT_A_NUMBER = re.compile(rb"[:\[,]\s*-?(?:NaN|Infinity)\b")  # which Python writes for a number that is none
 HALF_A_PAIR = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}[^\\]")  # where a text was cut in an emoji
 
 
@@ -184,6 +185,8 @@ def unreadable(body: bytes, error: Exception) -> str:
         return "not valid JSON: it is UTF-16 or the like, and must be UTF-8"
     if A_FORM.match(body):
         return "not valid JSON: it looks like a form, and must be a JSON object"
+    if NOT_A_NUMBER.search(body):
+        return "not valid JSON: NaN and Infinity are no numbers there"
     if str(error) == "Input data was truncated" and HALF_A_PAIR.search(body):
         return "not valid JSON: a text in it ends with half of a surrogate pair"
     return f"not valid JSON: {error}"
@@ -267,16 +270,30 @@ def is_json(body: bytes) -> bool:
         body.decode()
         msgspec.json.decode(body, type=Raw)
         return b"\\u0000" not in body
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         return False
 
 
-def mended(body: bytes) -> bytes:
-    """The JSON of a program that knows little of it: of scripts' bytes, control characters, halves of surrogates."""
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
+NO_NUMBER = Raw(b"1e999")  # of any type that has no such: it is refused by its field's name
+
+
+def mended(body: bytes, no_number: Raw | None = NO_NUMBER) -> bytes:
+    """The JSON of a program that knows little of it: of scripts' bytes, control characters, halves of surrogates.
+
+    `no_number` stands for NaN, which Python writes and JavaScript does not, and for what is too large.
+    """
+
+    def number(text: str) -> float | Raw | None:
+        return value if math.isfinite(value := float(text)) else no_number
+
     try:
         refuse_many_parts(body)
         text = body.decode("utf-8-sig", "replace")
-        return encode(storable(json.loads(text, strict=False, parse_constant=no_json, parse_float=finite)))
+        kinds = {"parse_constant": number, "parse_float": number, "parse_int": lambda digits: Raw(digits.encode())}
+        return encode(storable(json.loads(text, strict=False, **kinds)))
     except (ValueError, RecursionError, OverflowError, TrackerError):
         return body  # decode() says what is wrong with it
 
@@ -319,15 +336,16 @@ def count_parts(text: bytes) -> int:
     return text.count(b"[") + text.count(b"{") + text.count(b":")
 
 
-def no_json(constant: str) -> Any:
-    raise ValueError(f"{constant} is no JSON")
-
-
-def finite(number: str) -> float:
-    """A number as msgspec takes it."""
-    if math.isinf(value := float(number)):
-        raise ValueError(f"{number} is too large")
-    return value
+def read_printed(free: Raw, name: str) -> tuple[str, Any]:
+    """The text of free JSON and what it is; as it is mended where nothing can be made of it. Refuses what is none."""
+    try:
+        return bytes(free).decode(), msgspec.json.decode(free)
+    except UNREADABLE:
+        body = mended(bytes(free), None)
+    try:
+        return body.decode(), msgspec.json.decode(body)
+    except UNREADABLE:
+        raise TrackerError("invalid", "not valid JSON", name) from None
 
 
 def storable(value: Any) -> Any:

@@ -2844,10 +2844,7 @@ def read_report(output: Raw) -> Report:
     The rule of theeye.io, which other results simply do not meet: a last line that is an array is the output, one like
     {"state": …, "data": …} gives both.
     """
-    try:
-        text, result = bytes(output).decode(), msgspec.json.decode(output)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise TrackerError("invalid", "not valid JSON", "output") from None
+    text, result = errors.read_printed(output, "output")
     if not isinstance(result, dict):
         return Report(text)
     state, handed_on, killed = result.get("state"), result.get("output"), result.get("killed") is True

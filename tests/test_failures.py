@@ -188,12 +188,27 @@ def test_a_task_is_released_whatever_its_script_has_printed(site: Site, call: st
     assert "a\ufffdb" in site.admin.http.get(f"/ui/tasks/{task}").text
 
 
+@pytest.mark.parametrize("call", ["release", "bulk_release"])
+@pytest.mark.parametrize("number", [b"NaN", b"-Infinity", b"1e999"])
+def test_a_task_is_released_whatever_number_its_result_has(site: Site, call: str, number: bytes) -> None:
+    project = site.admin.create_project()
+    worker = site.create_worker(project)
+    template = site.admin.post("/template/create", {"project": project, "name": "x", "script": "x"}).json()["content"]
+    job = site.admin.post(f"/template/trigger/{template['template']['id']}", {}).json()["content"]["job"]["id"]
+    body = b'{"task_id": %d, "result": 0, "output": {"loss": %b}}' % (worker.assigned(project)["id"], number)
+    whole = body if call == "release" else b'{"releases": [%b]}' % body
+    answer = worker.http.post(f"/task/{call}", content=whole)
+    assert answer.json().get("content") in ({"updated": True}, {"updated": [True]}), answer.text
+    assert site.admin.get(f"/job/get/{job}").json()["content"]["job"]["result"] == {"loss": None}
+
+
 @pytest.mark.parametrize("text", [b"a\xffb", b"a\\udc80b", b"a\0b"])
 def test_what_a_job_hands_on_is_taken_whatever_its_script_has_printed(text: bytes) -> None:
-    body = b'{"task_id": 1, "verification": -9223372036854775808, "output": {"lastline": "%b"}}' % text
+    body = b'{"task_id": 1, "verification": -9223372036854775808, "output": {"lastline": "%b", "n": 1%b}}'
+    body %= (text, b"0" * 30)
     release = errors.decode(body, shapes.ReleaseBody)
     assert (release.task_id, release.verification) == (1, -(2**63))
-    assert tracker.read_report(release.output).result == '{"lastline":"a\ufffdb"}'
+    assert tracker.read_report(release.output).result == '{"lastline":"a\ufffdb","n":1%s}' % ("0" * 30)
 
 
 # ── Groups ────────────────────────────────────────────────────────────────────────────────────────────────────────────

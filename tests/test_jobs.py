@@ -205,7 +205,7 @@ def test_several_releases_with_one_that_is_refused_leave_every_job_as_it_was(que
     template = queue.create_template()
     jobs = [queue.trigger(template) for _ in range(2)]
     tasks = [queue.assign() for _ in jobs]
-    bad = shapes.ReleaseBody(tasks[1], OK, output=msgspec.Raw(b"1e400"))
+    bad = shapes.ReleaseBody(tasks[1], OK, output=msgspec.Raw(b"[1,]"))
     refusal = queue.refusal(tracker.release_tasks, queue.worker, [shapes.ReleaseBody(tasks[0], OK), bad])
     assert refusal.startswith("invalid: releases[1].output: ")
     assert [queue.state(job) for job in jobs] == ["assigned", "assigned"]
@@ -468,7 +468,7 @@ def test_the_result_is_that_of_the_last_attempt(queue: Jobs) -> None:
     )
 
 
-@pytest.mark.parametrize("output", [b'"\xff"', b"1e400", b"[" * 100_000 + b"]" * 100_000])
+@pytest.mark.parametrize("output", [b"'x'", b"[1,]", b"[" * 100_000 + b"]" * 100_000])
 def test_an_output_that_no_json_has_is_refused_by_its_name_and_changes_nothing(queue: Jobs, output: bytes) -> None:
     job, task = job_in_state(queue, "assigned")
     body = shapes.ReleaseBody(task, OK, output=msgspec.Raw(output))
