@@ -737,15 +737,30 @@ class Page(NamedTuple):
 hints_of = functools.cache(get_type_hints)  # which takes its time, and a process may make many applications
 
 
+def with_paths(table: Iterable[Page | Action]) -> Iterator[tuple[Page | Action, str, str]]:
+    """Each page and the actions that stand under it, with its path and that of the page."""
+    page = ""
+    for row in itertools.chain.from_iterable((row, *getattr(row, "actions", ())) for row in table):
+        page = row.path if isinstance(row, Page) else page
+        yield row, row.path if row.path.startswith("/ui/") else page + row.path, page
+
+
 def routes_of(table: Iterable[Page | Action]) -> Iterator[tuple[str, str, Handler]]:
     """Method, path and handler of each page, and of the actions that stand under it."""
-    for row in itertools.chain.from_iterable((row, *getattr(row, "actions", ())) for row in table):
+    for row, path, page in with_paths(table):
         if isinstance(row, Page):
-            page, handler = row.path, showing(row.path, row.shows, row.function)
-            yield "GET", page, handler
+            handler = showing(path, row.shows, row.function)
+            yield "GET", path, handler
         else:
-            path = row.path if row.path.startswith("/ui/") else page + row.path
             yield "POST", path, acting(row, path, page, handler)
+
+
+@functools.cache
+def action_pages() -> list[tuple[re.Pattern, str]]:
+    """The path of each action, as a pattern, and that of its page."""
+    rows = itertools.chain.from_iterable(map(with_paths, tables()))
+    actions = [(path, page) for row, path, page in rows if isinstance(row, Action)]
+    return [(re.compile(re.sub(r"{(\w+)}", r"(?P<\1>[^/?]+)", path)), page) for path, page in actions]
 
 
 def showing(path: str, shows: str | Handler, function: Callable | None) -> Handler:
@@ -2543,9 +2558,20 @@ PAGES = [
 ]
 
 
+def tables() -> list[Iterable[Page | Action]]:
+    """The tracker's own pages, and those of the dialects that have some."""
+    return [PAGES, *(getattr(dialect, "PAGES", ()) for dialect in tracker.dialects())]
+
+
 async def no_page(visit: Visit) -> Response:
-    """What is no page at all. 404. One that ends in a slash, as some write addresses, is looked for without it."""
+    """What is no page at all. 404. One that ends in a slash, as some write addresses, is looked for without it.
+
+    What an action answers stands at its address, which a browser may ask for as for a page: that leads to its own.
+    """
     path, mark, query = visit.here.partition("?")
+    for action, page in action_pages():
+        if visit.scope["method"] in ("GET", "HEAD") and (match := action.fullmatch(path)):
+            return RedirectResponse(visit.url(page.format(**match.groupdict())), 303)
     if path.endswith("/") and path.isascii() and path.isprintable():
         return RedirectResponse(visit.url(path.rstrip("/")) + mark + query, 308)
     raise TrackerError("not_found", f"There is nothing at {visit.here}")

@@ -5679,11 +5679,10 @@ def path_below(path: str, prefix: str) -> str:
 
 
 def all_pages() -> list[tuple[str, str, Callable]]:
-    """The tracker's own pages, and those of the dialects that have some."""
+    """Method, path and handler of each page and action."""
     import pages
 
-    tables = [pages.PAGES, *(getattr(dialect, "PAGES", ()) for dialect in dialects())]
-    return [route for table in tables for route in pages.routes_of(table)]
+    return [route for table in pages.tables() for route in pages.routes_of(table)]
 
 
 async def http_error(request: Request, error: HTTPException) -> Answer:

@@ -1201,6 +1201,14 @@ def test_a_refused_form_keeps_what_was_typed_and_names_the_field(
     assert {**place.dump(), "login_failure": []} == before
 
 
+def test_the_address_of_an_action_leads_to_its_page(place: Place) -> None:
+    """A browser that is opened anew asks for what was refused there; and what is done on that page leads back to it."""
+    others = re.compile(r"/ui/(projects|workers)/pause|/ui/testflinger/jobs/.*")  # have the form of other addresses
+    for path in [path for path in map(place.at, POSTS) if not others.fullmatch(path)]:
+        page = place.admin.open(path)
+        assert page.status == 200, (path, page.notice)
+
+
 @pytest.mark.parametrize(
     "page, action, fields",
     [
