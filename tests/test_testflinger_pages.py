@@ -592,6 +592,21 @@ def test_a_client_s_key_is_shown_once_and_opens_what_its_limits_say(lab: Lab) ->
     assert client.http.post("/v1/job", json={**JOB, "job_priority": 6}, auth=credentials).status_code == 200
 
 
+def test_a_client_saved_from_an_old_page_leaves_what_others_have_taken_from_it_until_sent_once_more(lab: Lab) -> None:
+    create_client(lab.site, "alice", max_priority={"rack": 5}, allowed_queues=["rack"])
+    path = "/ui/testflinger/clients/alice"
+    old = lab.admin.open(path).form(path)
+    lab.admin.send(lab.admin.open(path).form(path), allowed_queues="", max_priority="rack=1")
+    assert lab.admin.send(old, max_reservation_time="a=86400").notice.startswith("Saved.")
+    page = lab.admin.open(path)
+    assert [page.typed(name) for name in ("allowed_queues", "max_priority")] == ["", "rack=1"]
+    refused = lab.admin.send(old, max_priority="rack=9", max_reservation_time="a=86400")
+    assert refused.status == 409 and "max_priority: was changed since this page was shown" in refused.notice
+    assert lab.admin.send(refused.form(path)).notice.startswith("Saved.")
+    page = lab.admin.open(path)
+    assert [page.typed(name) for name in ("allowed_queues", "max_priority")] == ["", "rack=9"]
+
+
 def test_a_new_key_ends_the_old_one(lab: Lab) -> None:
     credentials = create_client(lab.site, "alice")
     question = lab.admin.send(lab.admin.open("/ui/testflinger/clients/alice").form("/rotate"))

@@ -650,7 +650,26 @@ def clients_page(tx: Tx, caller: Caller, query: pages.ListQuery) -> dict[str, An
 def client_page(tx: Tx, caller: Caller, client: str) -> dict[str, Any]:
     """A client with its limits as its form has them."""
     row = clients.find_client(tx, caller, client)
-    return {"client": {**row, **{name: limit_lines(row[name]) for name in clients.LIMITS}}, "roles": ROLES}
+    lines = {name: limit_lines(row[name]) for name in clients.LIMITS}
+    return {"client": {**row, **lines}, "shown": limits_shown(row), "roles": ROLES}
+
+
+class LimitsForm(clients.LimitsBody, kw_only=True):
+    """What a client may, with what of it (as JSON) the form showed."""
+
+    shown: str = ""
+
+
+def limits_shown(client: dict[str, Any]) -> clients.LimitsBody:
+    """What the form of a client shows."""
+    return clients.LimitsBody(**{name: client[name] for name in ("role", *clients.LIMITS)})
+
+
+def save_client(tx: Tx, caller: Caller, client: str, body: LimitsForm) -> None:
+    """Changes what was changed in the form."""
+    now = limits_shown(clients.find_client(tx, caller, client))
+    changed = pages.changed_fields(body, clients.LimitsBody, now)
+    clients.update_client(tx, caller, client, clients.LimitsBody(**changed))
 
 
 ROLES = [
@@ -713,7 +732,8 @@ async def create_client(visit: pages.Visit) -> Response:
 
 async def update_client(visit: pages.Visit) -> Response:
     client = visit.scope["path_params"]["client"]
-    await visit.write(clients.update_client, client, clients.as_body(limits_form(visit), clients.LimitsBody))
+    body = clients.as_body({**limits_form(visit), "shown": visit.field("shown")}, LimitsForm)
+    await visit.write(save_client, client, body)
     return visit.see(f"/ui/testflinger/clients/{quote(client)}", "Saved. It counts from the client's next request on.")
 
 
