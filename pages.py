@@ -1114,6 +1114,9 @@ def settings_of(project: sqlite3.Row) -> ProjectForm:
     return errors.convert({**values, "chain": project["chain"] or 0}, ProjectForm, strict=False)
 
 
+CHANGED_SINCE = "was changed since this page was shown; sent once more, what stands here takes its place"
+
+
 def changed_fields(body: Any, kind: type, now: Any) -> dict[str, Any]:
     """What was changed in a form since it was shown, when it was a struct of this kind; all of one that does not tell.
 
@@ -1127,8 +1130,7 @@ def changed_fields(body: Any, kind: type, now: Any) -> dict[str, Any]:
     left_alone = left(given, shown, AREAS)
     changed = {name: value for name, value in given.items() if name not in shown or left_alone[name] != shown[name]}
     if others := [name for name in changed if name in shown and now.get(name) not in (shown[name], changed[name])]:
-        problem = "was changed since this page was shown; sent once more, what stands here takes its place"
-        raise TrackerError("conflict", problem, ", ".join(others))
+        raise TrackerError("conflict", CHANGED_SINCE, ", ".join(others))
     return changed
 
 
@@ -1137,6 +1139,43 @@ def save_settings(tx: Tx, caller: Caller, project: sqlite3.Row, body: SettingsFo
     """Changes what was changed in the form. What somebody has set since it was shown stays: a pause, a version."""
     changed = changed_fields(body, ProjectForm, settings_of(project))
     tracker.update_project(tx, caller, project, shapes.ProjectBody(**changed))
+
+
+class SecretForm(shapes.SecretBody):
+    """A project's secret, with the mark of the one that the form showed."""
+
+    shown: str = ""
+
+
+class WebhookSecretForm(shapes.WebhookSecretBody):
+    """The same of its webhook secret."""
+
+    shown: str = ""
+
+
+def mark_of(text: str) -> str:
+    """What tells a text from what it was."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def refuse_changed(shown: str, now: str, wanted: str, field: str) -> None:
+    """Refuses (conflict) to take the place of a text whose mark is not the one that was shown, if one was."""
+    if shown and shown != mark_of(now) and wanted != now:
+        raise TrackerError("conflict", CHANGED_SINCE, field)
+
+
+@tracker.needs(SECRET)
+def save_secret(tx: Tx, caller: Caller, project: sqlite3.Row, body: SecretForm) -> None:
+    """Sets the secret; the first time not if others have since it was shown."""
+    refuse_changed(body.shown, project["secret"], body.secret, "secret")
+    tracker.set_secret(tx, caller, project, body)
+
+
+@tracker.needs(SECRET)
+def save_webhook_secret(tx: Tx, caller: Caller, project: sqlite3.Row, body: WebhookSecretForm) -> None:
+    """The same of the webhook secret."""
+    refuse_changed(body.shown, project["webhook_secret"], body.webhook_secret, "webhook_secret")
+    tracker.set_webhook_secret(tx, caller, project, body)
 
 
 class NoticesForm(notices.HookBody):
@@ -1176,6 +1215,7 @@ def edit_values(tx: Tx, caller: Caller, project: sqlite3.Row) -> dict[str, Any]:
         "may_delete": deletion.may_delete(caller, project),
         "hook": hook,
         "hook_shown": hook_shown(hook),
+        "mark_of": mark_of,
     }
 
 
@@ -2486,8 +2526,8 @@ PAGES = [
     Action("/export", moving.export_by_form),
     Action("/archive", archive_project, says=archived_in_words, again=False),
     Action("/delete", delete_project, again="confirm"),
-    Action(ONE_PROJECT + "/secret", tracker.set_secret, says="The secret is saved."),
-    Action(ONE_PROJECT + "/webhook_secret", tracker.set_webhook_secret, says="The webhook secret is saved."),
+    Action(ONE_PROJECT + "/secret", save_secret, says="The secret is saved."),
+    Action(ONE_PROJECT + "/webhook_secret", save_webhook_secret, says="The webhook secret is saved."),
     Action(ONE_PROJECT + "/notices", save_notices, NoticesForm, to=NOTICES, says="Saved.", again=True),
     Action(ONE_PROJECT + "/notices/test", test_hook, again=True),
     Page(ONE_PROJECT + "/secrets", moved_to(ONE_PROJECT + "/edit#secrets")),

@@ -1323,6 +1323,20 @@ def test_notices_saved_from_an_old_page_leave_what_was_set_since(place: Place) -
     assert now | set_since == now and now["stalled_minutes"] == 7
 
 
+@pytest.mark.parametrize("name", ["secret", "webhook_secret"])
+def test_a_secret_that_others_have_changed_since_is_changed_by_an_old_page_only_when_sent_once_more(
+    place: Place, name: str
+) -> None:
+    path, action = place.at("/ui/projects/{project}/edit"), f"/projects/{place.project}/{name}"
+    old = place.admin.open(path).form(action)
+    assert place.admin.send(place.admin.open(path).form(action), **{name: "theirs"}).status == 200
+    refused = place.admin.send(old, **{name: "mine"})
+    assert refused.status == 409 and f"{name}: was changed since this page was shown" in refused.notice
+    assert place.site.read(f"SELECT {name} FROM project WHERE id = ?", place.project) == [("theirs",)]
+    assert place.admin.send(refused.form(action)).status == 200
+    assert place.site.read(f"SELECT {name} FROM project WHERE id = ?", place.project) == [("mine",)]
+
+
 def test_where_notices_go_and_of_what_kind_they_are_is_one_thing_to_the_form(place: Place) -> None:
     path = place.at("/ui/projects/{project}/edit")
     old = place.admin.open(path).form("/notices")
