@@ -289,13 +289,19 @@ def mended(body: bytes, no_number: Raw | None = NO_NUMBER) -> bytes:
     def number(text: str) -> float | Raw | None:
         return value if math.isfinite(value := float(text)) else no_number
 
+    def whole(digits: str) -> Raw:  # of any length, as it is
+        return Raw(digits.encode())
+
     try:
-        refuse_many_parts(body)
-        text = body.decode("utf-8-sig", "replace")
-        kinds = {"parse_constant": number, "parse_float": number, "parse_int": lambda digits: Raw(digits.encode())}
-        return encode(storable(json.loads(text, strict=False, **kinds)))
+        return encode(forgiven(body, parse_constant=number, parse_float=number, parse_int=whole))
     except (ValueError, RecursionError, OverflowError, TrackerError):
         return body  # decode() says what is wrong with it
+
+
+def forgiven(body: bytes, **numbers: Callable[[str], Any]) -> Any:
+    """What such a program meant: U+FFFD stands for what no text may have. ValueError, RecursionError: nothing."""
+    refuse_many_parts(body)
+    return storable(json.loads(body.decode("utf-8-sig", "replace"), strict=False, **numbers))
 
 
 MOST_PARTS = 100_000  # lists, objects and names of free JSON: each million of them holds up everybody for a moment

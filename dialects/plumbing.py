@@ -6,15 +6,15 @@ A dialect's door is a kind of tracker.Call with `refuse`; what tracker.py needs 
 from __future__ import annotations
 
 import base64
-import json
 from datetime import UTC, datetime
 from typing import Any
 
 from starlette.responses import Response
 
-from errors import refuse_many_parts, storable
+from errors import forgiven
 from tracker import STRANGERS_BODY, Call, encode
 
+MOST_DIGITS = 4000  # of a whole number: Python reads no more than 4300
 HEADERS = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
 
 
@@ -66,7 +66,6 @@ def unix_time(text: str) -> float:
 def forgiving_json(body: bytes) -> Any:
     """JSON that a program wrote which knows nothing of JSON. ValueError, RecursionError: it is none even so.
 
-    What is no UTF-8 in it, and what cannot be stored, becomes U+FFFD.
+    What is no UTF-8 in it, and what cannot be stored, becomes U+FFFD; a number of thousands of digits becomes null.
     """
-    refuse_many_parts(body)
-    return storable(json.loads(body.decode("utf-8-sig", "replace")))
+    return forgiven(body, parse_int=lambda digits: int(digits) if len(digits) < MOST_DIGITS else None)

@@ -1140,14 +1140,17 @@ def is_awaited(ask: Ask, caller: Caller, job: sqlite3.Row) -> bool:
 
 
 def read_result(fields: dict[str, Any]) -> dict[str, Any]:
-    """The result as workers give it: the state beside the rest."""
+    """The result as workers give it: the state beside the rest. What a script wrote is a text, whatever it seems."""
     result = fields.get("result")
     if result is None:
         raise Refusal("invalid", "result is required")
     data = result.get("data") if isinstance(result, dict) else result
     if not (isinstance(result, dict) and isinstance(data, dict | None)):
         raise Refusal("invalid", "result is invalid: it looks like {state, data}")
-    return {**(data or {}), "state": result.get("state")}
+    texts = {
+        name: tracker.as_text(said) for name in ("log", "lastline") if (said := (data or {}).get(name)) is not None
+    }
+    return {**(data or {}), **texts, "state": result.get("state")}
 
 
 def went_wrong(job: sqlite3.Row, result: dict[str, Any]) -> str:

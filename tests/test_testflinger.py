@@ -2175,6 +2175,37 @@ def test_a_fragment_whose_number_was_taken_is_kept_once_however_often_it_comes(l
     assert fragments(lab, job)[1] == "a0 a1 b0 b1 "
 
 
+@pytest.mark.parametrize("printed", [b"\0", b"\n", b"\x1b", b"\xff", b"\\u0000", b"\\udc80"])
+def test_what_an_agent_reports_is_taken_whatever_was_printed(
+    hooked: Lab, receiver: http.server.HTTPServer, printed: bytes
+) -> None:
+    job, agent = hooked.submit("q"), hooked.agent("a")
+    agent.polled("q")
+    bodies = {
+        f"/v1/result/{job}/log/output": json.dumps(FRAGMENT | {"log_data": "a TEXT b"}),
+        f"/v1/result/{job}/log/serial": json.dumps(FRAGMENT | {"log_data": "a TEXT b"}),
+        f"/v1/job/{job}/events": json.dumps({"job_status_webhook": receiver.url, "events": [{"detail": "a TEXT b"}]}),
+        "/v1/agents/data/a": '{"state": "test", "log": ["a TEXT b"], "comment": "a TEXT b"}',
+        "/v1/agents/provision_logs/a": json.dumps({"job_id": job, "exit_code": 1, "detail": "a TEXT b"}),
+        f"/v1/result/{job}": '{"device_info": {"text": "a TEXT b"}, "output": "a TEXT b", "job_state": "complete"}',
+    }
+    for path, body in bodies.items():
+        ok(agent.http.post(path, content=body.encode().replace(b"TEXT", printed)))
+    kept = {b"\n": "a \n b", b"\x1b": "a \x1b b"}.get(printed, "a \ufffd b")
+    result = hooked.get(f"/result/{job}")
+    assert (result["output"], result["device_info"]["text"], result["job_state"]) == (kept, kept, "complete")
+    assert receiver.received[0][1]["events"] == [{"detail": kept}]
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999", "9" * 5000])
+def test_a_result_with_a_number_that_cannot_be_is_taken_without_it(lab: Lab, number: str) -> None:
+    job, agent = lab.submit("q"), lab.agent("a")
+    agent.polled("q")
+    body = '{"device_info": {"load": NUMBER}, "output": "done", "job_state": "complete"}'.replace("NUMBER", number)
+    ok(agent.http.post(f"/v1/result/{job}", content=body))
+    assert lab.get(f"/result/{job}") | {"device_info": {"load": None}, "output": "done"} == lab.get(f"/result/{job}")
+
+
 def test_nul_characters_and_halves_of_surrogates_in_results_do_no_harm(lab: Lab) -> None:
     job = lab.submit("q")
     polled(lab.http, "q")

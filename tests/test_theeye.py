@@ -30,8 +30,9 @@ from test_pages import Page, Tab
 from test_worker import posix_only
 from test_worker_run import Machine
 
+import errors
 import tracker
-from dialects import plumbing, theeye
+from dialects import theeye
 
 SCRIPT = "#!/bin/sh\necho one\necho '[\"from the script\"]'\n"
 ISO = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
@@ -1125,6 +1126,38 @@ def test_a_result_with_characters_that_cannot_be_stored_is_kept_without_them(pla
     assert place.log(job) == ["a\ufffdb\\u0000c\ufffd"] and place.state(job)[0] == "finished"
 
 
+@pytest.mark.parametrize(("printed", "kept"), [(b"\0", "\ufffd"), (b"\x1b", "\x1b"), (b"\t", "\t"), (b"\x07", "\x07")])
+def test_a_result_with_control_characters_as_they_are_is_taken(place: Place, printed: bytes, kept: str):
+    job, agent = place.trigger(place.make_task()), place.agent()
+    agent.fetched()
+    body = b'{"result": {"state": "success", "data": {"log": "aTEXTb", "lastline": "aTEXTb"}}}'.replace(
+        b"TEXT", printed
+    )
+    assert agent.http.put(f"/tracker/job/{job['id']}", content=body).status_code == 200
+    assert place.log(job) == [f"a{kept}b"] and place.state(job) == ("finished", "success", "success")
+
+
+@pytest.mark.parametrize("number", ["NaN", "1e999", "9" * 5000])
+def test_a_result_with_a_number_that_cannot_be_is_taken_without_it(place: Place, number: str):
+    job, agent = place.trigger(place.make_task()), place.agent()
+    agent.fetched()
+    body = '{"result": {"state": "success", "data": {"code": 0, "log": "x", "load": NUMBER}}}'.replace("NUMBER", number)
+    assert agent.http.put(f"/tracker/job/{job['id']}", content=body).status_code == 200
+    assert place.state(job) == ("finished", "success", "success")
+
+
+@pytest.mark.parametrize(
+    ("said", "text"), [(5, "5"), (["a", 1], '["a",1]'), ({"a": None}, '{"a":null}'), (False, "false")]
+)
+def test_a_log_that_is_no_text_is_kept_as_the_text_that_it_looks_like(place: Place, said: Any, text: str):
+    job, agent = place.trigger(place.make_task()), place.agent()
+    agent.fetched()
+    assert agent.report(job["id"], log=said, lastline=said).status_code == 200
+    assert place.log(job) == [text] and place.state(job) == ("finished", "success", "success")
+    result = place.program.get(f"/job/{job['id']}").json()["result"]
+    assert (result["log"], result["lastline"]) == (text, text)
+
+
 def test_a_long_log_becomes_the_jobs_log_and_its_end_stays_in_the_result(place: Place):
     job, agent = place.trigger(place.make_task()), place.agent()
     agent.fetched()
@@ -1325,7 +1358,7 @@ def test_a_large_body_is_decoded_beside_the_event_loop(place: Place, monkeypatch
 def test_a_proper_result_is_not_looked_through_for_what_cannot_be_stored(place: Place, monkeypatch: pytest.MonkeyPatch):
     job, agent = place.trigger(place.make_task()), place.agent()
     agent.fetched()
-    monkeypatch.delattr(plumbing, "storable")
+    monkeypatch.delattr(errors, "storable")
     assert agent.report(job["id"]).status_code == 200 and place.state(job)[0] == "finished"
 
 

@@ -275,7 +275,7 @@ def strict_json(body: bytes) -> Any:
 
 
 def loose_json(body: bytes) -> Any:
-    """JSON whose texts a program wrote that knows nothing of JSON: what is not UTF-8, or NUL, is replaced."""
+    """JSON whose texts a program wrote that knows nothing of JSON: what no text may have in it is replaced."""
     with contextlib.suppress(TrackerError):
         return strict_json(body)
     try:
@@ -597,7 +597,7 @@ async def act_on_job(ask: Ask) -> Response:
 
 async def send_events(ask: Ask) -> Response:
     """Passes an agent's events on to the job's webhook, and its answer back."""
-    uuid, given = ask.path("job_id"), await ask.object()
+    uuid, given = ask.path("job_id"), await ask.object(loose_json)
     try:
         target = checked(EventsBody, given).job_status_webhook
     except Unprocessable as error:
