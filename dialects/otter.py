@@ -79,13 +79,18 @@ async def read_parameters(call: Call, most: int | None = None) -> dict[str, Any]
 
 
 async def read_body(call: Call, most: int | None) -> dict[str, Any]:
-    """The parameters in the body: multipart, JSON (so declared, or an object by its looks), and else a form."""
+    """The parameters in the body: multipart, JSON (so declared, or an object by its looks), and else a form.
+
+    A blank one, or null, is as good as none.
+    """
     kind = (call.header(b"content-type") or b"").lower()
     if kind.startswith(b"multipart/form-data"):  # a file is no variable, and refused
         form = await call.multipart(most or call.tracker.settings.max_body, max_files=0, max_fields=MOST_PARAMETERS)
         return {name: values[-1] for name, values in form.items()}
     body = (await call.body(most)).removeprefix(codecs.BOM_UTF8)
-    if body.lstrip().startswith(b"{") or (body and b"json" in kind):
+    if body.strip() in (b"", b"null"):
+        return {}
+    if body.lstrip().startswith(b"{") or b"json" in kind:
         return await call.decoded(body, read_json)
     return await call.decoded(body, read_form, "body")  # curl -d and scripts say all sorts of things of what it is
 

@@ -208,6 +208,16 @@ def test_malformed_json_is_refused(house: House, body: bytes) -> None:
     assert refused(call(house, "trigger", "POST", content=body), 400, "body")
 
 
+@pytest.mark.parametrize("kind", ["application/json", "application/x-www-form-urlencoded", "text/plain", ""])
+@pytest.mark.parametrize("body", [b"", b" \r\n", b"null", b"\xef\xbb\xbf null\n"])
+def test_a_body_that_says_nothing_is_as_good_as_none(house: House, agent: NativeAgent, kind: str, body: bytes) -> None:
+    options = {"content": body, "headers": {"Content-Type": kind} if kind else {}}
+    token = call(house, "trigger", "POST", params={"template": "build", "key": KEY, "a": "b"}, **options).text
+    assert variables(agent) == {"a": "b"}
+    for endpoint in ("status", "logs"):
+        assert call(house, endpoint, "POST", params={"token": token, "key": KEY}, **options).status_code == 200
+
+
 @pytest.mark.parametrize("body", [b"[]", b"7", b'"template"'])
 def test_json_that_is_no_object_is_refused(house: House, body: bytes) -> None:
     headers = {"Content-Type": "application/json"}

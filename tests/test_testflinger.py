@@ -637,6 +637,13 @@ def test_a_body_that_is_no_json_object_is_refused(lab: Lab) -> None:
     assert lab.site.dump() == before
 
 
+@pytest.mark.parametrize("body", [b"", b" \r\n"])
+def test_a_call_that_may_have_no_body_may_have_a_blank_one(lab: Lab, body: bytes) -> None:
+    lab.submit("q")
+    for method in ("POST", "DELETE"):
+        assert refused(lab.http.request(method, "/v1/restricted-queues/q", content=body), 401, "admin client")
+
+
 def test_json_is_read_whatever_its_content_type(lab: Lab) -> None:
     for content_type in ("application/x-www-form-urlencoded", "text/plain", ""):
         headers = {"Content-Type": content_type} if content_type else {}

@@ -198,9 +198,10 @@ class Ask(tracker.Call):
     ) -> dict[str, Any]:
         """The body, which must be a JSON object; refuses (400) what is no JSON, (422) what is no object.
 
-        No body at all is as good as `empty`.
+        A blank body is as good as `empty`.
         """
-        value = await self.decoded(await self.body(limit) or empty, decode or strict_json)
+        body = await self.body(limit)
+        value = await self.decoded(empty if body.isspace() or not body else body, decode or strict_json)
         if not isinstance(value, dict):
             raise Unprocessable("_schema", "Invalid input type: an object is expected")
         return value
