@@ -2204,6 +2204,17 @@ def test_what_an_agent_reports_is_taken_whatever_was_printed(
     assert receiver.received[0][1]["events"] == [{"detail": kept}]
 
 
+def test_of_what_an_agent_says_at_length_the_beginning_is_kept(lab: Lab) -> None:
+    job, agent = lab.submit("q"), lab.agent("a")
+    agent.polled("q")
+    agent.tell(state="offline", comment="c" * 10_001)
+    shown = lab.get("/agents/data/a")
+    assert (shown["state"], shown["comment"]) == ("offline", "c" * 10_000)
+    for _ in range(2):
+        lab.post("/agents/provision_logs/a", {"job_id": job, "exit_code": 1, "detail": "d" * 70_000})
+    assert lab.site.read("SELECT detail FROM testflinger_provision") == [("d" * 65_536,)]
+
+
 @pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999", "9" * 5000])
 def test_a_result_with_a_number_that_cannot_be_is_taken_without_it(lab: Lab, number: str) -> None:
     job, agent = lab.submit("q"), lab.agent("a")

@@ -50,6 +50,10 @@ from tracker import TrackerError, Tx, encode
 # ── Requests ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 MOST_FIELDS = 1000  # of one result
+MOST_DETAIL, MOST_COMMENT = (
+    2**16,
+    10_000,
+)  # characters that are kept of what an agent says, in which others' output may be
 REPORT_LIMIT = domain.MOST_REPORTED // 1024  # KiB
 
 Text = Annotated[str, Meta(max_length=10_000)]
@@ -132,7 +136,7 @@ class AgentBody(msgspec.Struct):
     location: Text = ""
     provision_type: Text = ""
     state: ShortText = ""
-    comment: Text = ""
+    comment: str = ""
     queues: Annotated[list[ShortText], Meta(max_length=1000)] = []
     log: list[str] = []
 
@@ -140,7 +144,7 @@ class AgentBody(msgspec.Struct):
 class ProvisionBody(msgspec.Struct):
     job_id: JobId
     exit_code: Annotated[int, Meta(ge=-(2**31), le=2**31)]
-    detail: Annotated[str, Meta(max_length=65536)] = ""
+    detail: str = ""
 
 
 class EventsBody(msgspec.Struct):
@@ -773,7 +777,8 @@ async def update_agent(ask: Ask) -> Response:
     if not name.strip() or len(name) > 200:
         raise TrackerError("invalid", "an agent's name has 1 to 200 characters", "name")
     told = without_nulls(AgentBody, given)
-    checked(AgentBody, told)
+    if comment := checked(AgentBody, told).comment:  # why it is offline, say: with what a program has printed
+        told["comment"] = comment[:MOST_COMMENT]
     await ask.write(lambda tx, _: domain.update_agent(tx, name, dict(told)))
     cookie = f"agent_name={quote(name, safe='')}; Path=/; HttpOnly; SameSite=Strict"
     return as_json({"status": "OK"}, headers={"set-cookie": cookie})
@@ -781,7 +786,8 @@ async def update_agent(ask: Ask) -> Response:
 
 async def provisioning(ask: Ask) -> tuple[str, str, int, str]:
     """An agent's name, and how it went when it provisioned a job."""
-    return ask.path("name"), *msgspec.structs.astuple(checked(ProvisionBody, await ask.object(loose_json)))
+    told = checked(ProvisionBody, await ask.object(loose_json))
+    return ask.path("name"), told.job_id, told.exit_code, told.detail[:MOST_DETAIL]
 
 
 async def wanted_queues(ask: Ask) -> tuple[list[str]]:
