@@ -4421,7 +4421,9 @@ class Call(Incoming):
         text = self.scope["path_params"][name]
         if not (text.isascii() and text.isdigit()):
             raise TrackerError("invalid", "must be a whole number", name)
-        return int(text) if len(text) < 19 else INT64_MAX  # no id is that large: it will not be found
+        if len(digits := text.lstrip("0")) > 18:  # no id is that large
+            raise TrackerError("not_found", f"No {name} {digits[:40]}")
+        return int(digits or 0)
 
     def path_value(self, name: str) -> int | str:
         """What stands in the path: a job's token, or else the id of something."""

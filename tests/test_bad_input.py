@@ -8,6 +8,7 @@ import hmac
 import http.client
 import itertools
 import json
+import re
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -1089,6 +1090,29 @@ def test_an_id_that_nothing_has_is_not_found_however_large(house: House) -> None
         for number in UNKNOWN_ID:
             answer = house.refuse("", (404,), endpoint, ids={name: number})
             assert name in answer.message.lower()
+
+
+@pytest.mark.parametrize(
+    ("number", "named"), [(str(2**63), str(2**63)), ("9" * 20, "9" * 20), ("0" * 30 + "98765", "98765")]
+)
+def test_an_id_that_nothing_has_is_named_as_it_was_given(house: House, number: str, named: str) -> None:
+    for endpoint, name in WITH_IDS:
+        answer = house.refuse("", (404,), endpoint, ids={name: number})
+        assert re.search(rf"\b{named}\b", answer.message), answer.message
+    for path in ("projects", "tasks", "templates", "workflows", "workers", "operations", "testflinger/queues"):
+        assert re.search(rf"\b{named}\b", house.site.admin.http.get(f"/ui/{path}/{number}").text), path
+
+
+def test_an_id_of_thousands_of_digits_is_named_in_part(house: House) -> None:
+    number = "1" * 5000
+    for path in (f"/project/get/{number}", f"/ui/projects/{number}"):
+        answer = house.site.admin.http.get(path, follow_redirects=True)
+        assert answer.status_code == 404 and f"No project {'1' * 40}" in answer.text and len(answer.text) < 12_000, path
+
+
+def test_an_id_may_begin_with_zeros(site: Site) -> None:
+    project = site.admin.create_project()
+    assert site.admin.get(f"/project/get/{project:030}").json()["content"]["project"]["id"] == project
 
 
 def test_what_is_no_jobs_id_is_not_found(house: House) -> None:
