@@ -2215,6 +2215,13 @@ def test_of_what_an_agent_says_at_length_the_beginning_is_kept(lab: Lab) -> None
     assert lab.site.read("SELECT detail FROM testflinger_provision") == [("d" * 65_536,)]
 
 
+def test_an_exit_code_may_be_one_of_windows(lab: Lab) -> None:
+    job, agent = lab.submit("q"), lab.agent("a")
+    agent.polled("q")
+    lab.post("/agents/provision_logs/a", {"job_id": job, "exit_code": 0xC0000005, "detail": "access violation"})
+    assert lab.site.read("SELECT exit_code FROM testflinger_provision") == [(3221225477,)]
+
+
 @pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999", "9" * 5000])
 def test_a_result_with_a_number_that_cannot_be_is_taken_without_it(lab: Lab, number: str) -> None:
     job, agent = lab.submit("q"), lab.agent("a")

@@ -50,10 +50,8 @@ from tracker import TrackerError, Tx, encode
 # ── Requests ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 MOST_FIELDS = 1000  # of one result
-MOST_DETAIL, MOST_COMMENT = (
-    2**16,
-    10_000,
-)  # characters that are kept of what an agent says, in which others' output may be
+MOST_DETAIL = 2**16  # characters that are kept of what an agent says, in which others' output may be
+MOST_COMMENT = 10_000  # the same
 REPORT_LIMIT = domain.MOST_REPORTED // 1024  # KiB
 
 Text = Annotated[str, Meta(max_length=10_000)]
@@ -143,7 +141,7 @@ class AgentBody(msgspec.Struct):
 
 class ProvisionBody(msgspec.Struct):
     job_id: JobId
-    exit_code: Annotated[int, Meta(ge=-(2**31), le=2**31)]
+    exit_code: Annotated[int, Meta(ge=-(2**31), le=2**32)]  # Windows' have no sign
     detail: str = ""
 
 
