@@ -297,18 +297,19 @@ class Exporting:
             raise ClientDisconnect from error
 
     async def tasks(self, state: str) -> AsyncIterator[bytes]:
-        """The tasks in a state. Few in a read when they are long, and one when that takes too long."""
-        after, limit = "", tracker.STEP_TASKS
+        """The tasks in a state, one in a read when that takes too long."""
+        after = ""
         while True:
+            read = functools.partial(self.look, read_tasks, self.project, state, self.last)
             try:
-                rows, more = await self.look(read_tasks, self.project, state, self.last, limit, after)
+                rows, more = await read(tracker.PIECE_TASKS, after)
             except TrackerError:
-                rows, more = await self.look(read_tasks, self.project, state, self.last, 1, after)
-            piece = self.piece(list(self.records(state, rows)))
-            yield piece
+                rows, more = await read(1, after)
+            pieces, rows = [self.piece(list(self.records(state, rows)))], []
+            yield pieces.pop()  # of what waits for the client nothing is held here
             if not more:
                 return
-            after, limit = more, tracker.PIECE_TASKS if len(piece) < tracker.PIECE_BYTES else tracker.STEP_TASKS
+            after = more
 
     def records(self, state: str, rows: list[sqlite3.Row]) -> Iterator[Task]:
         """The tasks as the file has them: jobs are left out, and counted. Half a verification is none."""

@@ -1604,26 +1604,24 @@ async def export_tasks(visit: Visit) -> Response:
     project, wanted = visit.path_id("project"), filter_of(visit.query_as(TaskQuery))
     read = functools.partial(visit.look, tracker.list_tasks, project, wanted)
     columns = f"*, {failures.AS_JSON}"
-    rows, more = await read("", tracker.STEP_TASKS, columns)  # a refusal comes before the answer
+    rows, more = await read("", tracker.PIECE_TASKS, columns)  # a refusal comes before the answer
 
     async def lines() -> AsyncIterator[bytes]:
         """The tasks, a piece of some at a time. Breaks the answer off when one cannot be read."""
         nonlocal rows, more
         while rows or more:
-            piece = b"".join(map(task_line, rows))
-            yield piece
-            small = len(piece) < tracker.PIECE_BYTES  # 500 recipes of the largest size would take gigabytes
-            size = tracker.PIECE_TASKS if small else tracker.STEP_TASKS
+            pieces, rows = [b"".join(map(task_line, rows))], []
+            yield pieces.pop()  # of what waits for the client nothing is held here
             try:
-                rows, more = await next_rows(size) if more else ([], "")
+                rows, more = await next_rows() if more else ([], "")
             except TrackerError as error:  # the answer has begun: all that is left is to break it off
                 tracker.log.warning("An export of project %d broke off: %s", project, error)
                 raise ClientDisconnect from error
 
-    async def next_rows(size: int) -> tuple[list[sqlite3.Row], str]:
-        """The next tasks; what takes too long to read is read in smaller pieces."""
+    async def next_rows() -> tuple[list[sqlite3.Row], str]:
+        """The next tasks; what takes too long to read is read one by one."""
         try:
-            return await read(more, size, columns)
+            return await read(more, tracker.PIECE_TASKS, columns)
         except TrackerError:
             return await read(more, 1, columns)
 

@@ -18,12 +18,13 @@ out), callers (who calls, and what they may), settings, server, listening, proto
 streams (long answers), turns (who goes first), browsers (what they may do), forms (that are sent once), attempts (at
 passwords), pauses (of workers that fail), limits, budgets and shares (how often, how much, and of what all share),
 database (the file) with guard (of it) and writer (the one that writes), clock, disk, wal, space and retention (that it
-does not grow for ever), counts (the live ones) and warming (what is read for it), failures (why tasks fail), lines and
-githook (uploads, push events), logs (that workers write), logfile, names (that people choose), waiting (workers that
-wait), heard (who asks), openapi (the API's document), acts (what managers did), packing (gzip), notices and webhooks
-(what others are told), schema.sql; on top of it, and imported when somebody needs them: pages (the manager UI), metrics
-(for monitors), dialects/ (other systems' APIs), commands (the command line) with notify (what the service manager is
-told) and backup, deletion and moving (of a project), projects (all at once), workers (renamed and deleted).
+does not grow for ever), counts (the live ones) and warming (what is read for it), searching (of lists), failures (why
+tasks fail), lines and githook (uploads, push events), logs (that workers write), logfile, names (that people choose),
+waiting (workers that wait), heard (who asks), openapi (the API's document), acts (what managers did), packing (gzip),
+notices and webhooks (what others are told), schema.sql; on top of it, and imported when somebody needs them: pages
+(the manager UI), metrics (for monitors), dialects/ (other systems' APIs), commands (the command line) with notify
+(what the service manager is told) and backup, deletion and moving (of a project), projects (all at once), workers
+(renamed and deleted).
 Sections, in the order in which they depend on each other (search for "# ── "):
 
     Ids, secrets and searches · Dialects · Workers · Projects and access · Managers ·
@@ -168,6 +169,7 @@ from meter import counted
 from packing import pack
 from protocol import LONGEST_DIRECT, Direct, Fields
 from retention import PRUNE, prune, roll_tallies
+from searching import MOST_FOUND, contains, search, text_size
 from server import Aside, Incoming, Server, hand_out, held, plain_cycle, run_loop, uvicorn_config, write_at_once
 from settings import FIELDS, Settings
 from shapes import COUNT_COLUMNS, INT16_MAX, INT64_MAX, PROJECT_COLUMNS, Id, Manager, Project, Task, about
@@ -218,51 +220,6 @@ STEP_TASKS = 50  # in one statement of the other operations: their recipes may b
 
 # Searches
 SEARCH_TIME = 0.03  # seconds; then a page shows what has been found so far
-SCAN = 2000  # rows that one step looks at, at most
-
-
-def contains(column: str) -> str:
-    """The condition that a column has :text in it. LIKE is quicker, but takes seconds for some very long texts."""
-    return f"instr(lower({column}), lower(:text))"
-
-
-def search(
-    tx: Tx,
-    table: str,
-    where: str,
-    match: str,
-    values: dict,
-    last: int,
-    limit: int,
-    seconds: float,
-    newest: bool = False,
-    columns: str = "*",
-) -> tuple[list[sqlite3.Row], int | None]:
-    """Rows of a range of an index (`where`, by id) that match, and the id after which to go on (None: no more).
-
-    Looks at `limit` rows, then at twice as many, at last at SCAN at a time: so it can end in time however few match.
-    """
-    scan = limit
-    beyond, until, order = ("<", ">=", "DESC") if newest else (">", "<=", "ASC")
-    found: list[sqlite3.Row] = []
-    while True:
-        values = {**values, "last": last, "scan": min(scan, SCAN) - 1, "limit": limit - len(found)}
-        bound = tx.one(
-            f"SELECT id FROM {table} WHERE {where} AND id {beyond} :last ORDER BY id {order} LIMIT 1 OFFSET :scan",
-            values,
-        )
-        window = f"{where} AND id {beyond} :last" + (f" AND id {until} :bound" if bound else "")
-        found += tx.all(
-            f"SELECT {columns} FROM {table} WHERE {window} AND {match} ORDER BY id {order} LIMIT :limit",
-            {**values, "bound": bound and bound["id"]},
-        )
-        if len(found) == limit:
-            return found, found[-1]["id"]
-        if bound is None:
-            return found, None
-        last, scan, tx.looked = bound["id"], 2 * scan, tx.looked + min(scan, SCAN)
-        if tx.spent() > seconds:
-            return found, last
 
 
 # ── Dialects ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -3355,7 +3312,7 @@ def find_tasks(
     """The next tasks of a list, and the place ("" at its end) from which to go on; `after` is such a place.
 
     Costs the same wherever in the list it is. A search that has taken so many seconds of its transaction ends early:
-    with fewer tasks than asked for, perhaps with none, and a place to go on from.
+    with fewer tasks than asked for, perhaps with none, and a place to go on from. So does one that has found much text.
     """
     state, values = TASK_STATES[wanted.state], {"project": project, "last_task": last_task}
     match, values["text"] = "id <= :last_task", wanted.text
@@ -3366,13 +3323,15 @@ def find_tasks(
         if values[column] is not None:
             match += f" AND {column} IS :{column}"
     found: list[sqlite3.Row] = []
+    room = MOST_FOUND
     values["lane"], last = place_of(after) if after else (next_lane(tx, state, wanted, values, None), 0)
     while values["lane"] is not None:
         where = f"project = :project AND {state.condition}" + (f" AND {state.lane} = :lane" if state.lane else "")
-        rows, more = search(tx, "task", where, match, values, last, limit - len(found), seconds, columns=columns)
+        rows, more = search(tx, "task", where, match, values, last, limit - len(found), seconds, False, columns, room)
         found += rows
         if more is not None:
             return found, f"{values['lane']}:{more}"
+        room -= sum(map(text_size, rows))
         values["lane"], last = next_lane(tx, state, wanted, values, values["lane"]), 0
         if values["lane"] is not None and tx.spent() > seconds:  # there may be as many lanes as tasks
             return found, f"{values['lane']}:0"

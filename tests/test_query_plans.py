@@ -36,6 +36,7 @@ import moving
 import pages
 import pauses
 import retention
+import searching
 import shapes
 import tracker
 from dialects.testflinger import clients as testflinger_clients
@@ -221,7 +222,7 @@ def one_piece_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(acts, "TRIM_EVERY", 10**9)  # it looks at a thousand, once in a while
     monkeypatch.setattr(tracker, "BULK_TASKS", 50)
     monkeypatch.setattr(tracker, "SEARCH_TIME", -1)
-    monkeypatch.setattr(tracker, "SCAN", 50)
+    monkeypatch.setattr(searching, "SCAN", 50)
 
 
 # ── Plans ─────────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 from unittest import mock
 
@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from place import Queue
 
 import pages
+import searching
 import shapes
 import tracker
 from tracker import EDIT, MAINTENANCE, READ, TASK_STATES, TaskFilter, Tx
@@ -137,7 +138,8 @@ def test_a_list_shows_each_task_that_matches_once_and_in_order(
     other = queue.create_project("second")
     queue.do(store, other, Entry(wanted.state, wanted.priority or 0, wanted.assignee or 3, wanted.text or "x"))
     expected = sorted((entry for entry in entries if entry.matches(wanted)), key=Entry.place)
-    with mock.patch.multiple(tracker, SCAN=scan, SEARCH_TIME=-1 if hurried else 1):
+    hurry = -1 if hurried else 1
+    with mock.patch.object(searching, "SCAN", scan), mock.patch.object(tracker, "SEARCH_TIME", hurry):
         assert listed(queue, wanted, repeated(sizes)) == [entry.id for entry in expected]
 
 
@@ -149,7 +151,7 @@ def test_what_happens_between_two_pages_hides_or_repeats_no_task_that_stays_as_i
     changed: set[int] = set()
     shown: list[int] = []
     fill(queue, entries)
-    with mock.patch.multiple(tracker, SCAN=scan, SEARCH_TIME=-1):
+    with mock.patch.object(searching, "SCAN", scan), mock.patch.object(tracker, "SEARCH_TIME", -1):
         for rows in each_page(queue, wanted, repeated(sizes)):
             by_id = {entry.id: entry for entry in entries}
             assert all(by_id[row["id"]].matches(wanted) for row in rows)
@@ -281,10 +283,18 @@ def test_a_search_that_takes_too_long_ends_early_and_goes_on(monkeypatch: pytest
     queue = Queue()
     for number in range(1, 31):
         queue.submit("needle" if number == 25 else "hay")
-    monkeypatch.setattr(tracker, "SCAN", 10)
+    monkeypatch.setattr(searching, "SCAN", 10)
     assert [len(rows) for rows in each_page(queue, TaskFilter(text="needle"))] == [1]
     monkeypatch.setattr(tracker, "SEARCH_TIME", -1)
     assert [len(rows) for rows in each_page(queue, TaskFilter(text="needle"))] == [0, 0, 1, 0]
+
+
+@pytest.mark.parametrize("priorities", [[0] * 6, range(6)], ids=["one priority", "several"])
+def test_few_long_tasks_are_read_at_once(priorities: Iterable[int]) -> None:
+    queue = Queue()
+    for priority in priorities:
+        queue.submit("x" * (searching.MOST_FOUND // 2), priority=priority)
+    assert [len(rows) for rows in each_page(queue, TaskFilter())] == [2, 2, 2, 0]
 
 
 def test_a_list_without_a_search_is_not_cut_short_by_the_time_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,7 +310,7 @@ def test_a_search_of_the_log_finds_the_newest_lines_first(messages: list[str], t
     queue, found, before = Queue(), [], tracker.INT64_MAX
     for message in messages:
         queue.do(tracker.add_log_entry, queue.worker, "info", shapes.LogBody("scope", 1, message))
-    with mock.patch.multiple(tracker, SCAN=scan, SEARCH_TIME=-1):
+    with mock.patch.object(searching, "SCAN", scan), mock.patch.object(tracker, "SEARCH_TIME", -1):
         while before:
             shown = queue.do(pages.log_page, queue.session, pages.LogQuery(text=text, before=before))
             found += [row["message"] for row in shown["logs"]]
