@@ -1861,7 +1861,8 @@ def retry_on_page(tx: Tx, caller: Caller, job: sqlite3.Row) -> str:
 def project_templates(tx: Tx, caller: Caller, project: sqlite3.Row, query: ListQuery) -> dict[str, Any]:
     """A page of a project's templates, by name, with their last jobs."""
     found = (
-        "SELECT * FROM template WHERE project = :project AND deleted IS NULL AND name LIKE :text ESCAPE '\\'"
+        "SELECT id, name, description, api, key_hash FROM template"  # what else there is may be megabytes
+        " WHERE project = :project AND deleted IS NULL AND name LIKE :text ESCAPE '\\'"
         " AND (:after = '' OR (name, id) > (SELECT name, id FROM template WHERE id = :after))"
     )
     rows, more = list_page(tx, found, {"project": project["id"]}, query, "id", "name, id")

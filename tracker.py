@@ -2345,10 +2345,11 @@ def get_template(tx: Tx, caller: Caller, template: sqlite3.Row) -> shapes.Templa
 
 
 @needs(EDIT)
-def list_templates(tx: Tx, caller: Caller, project: sqlite3.Row) -> list[shapes.Template]:
+def list_templates(tx: Tx, caller: Caller, project: sqlite3.Row, *, after: tuple = ("", 0)) -> list[shapes.Template]:
     """The project's templates, by name, without their scripts and recipes."""
-    rows = tx.all("SELECT * FROM template WHERE project = ? AND deleted IS NULL ORDER BY name, id", (project["id"],))
-    return [template_shown(tx, row, whole=False) for row in rows]
+    left = "project = ? AND deleted IS NULL AND (name, id) > (?, ?)"
+    rows = tx.execute(f"SELECT * FROM template WHERE {left} ORDER BY name, id", (project["id"], *after))
+    return part_of(rows, lambda row: template_shown(tx, row, whole=False), lambda row: (row["name"], row["id"]))
 
 
 @needs(EDIT, TEMPLATE, acts=True)
@@ -3142,10 +3143,11 @@ def get_workflow(tx: Tx, caller: Caller, workflow: sqlite3.Row) -> shapes.Workfl
 
 
 @needs(EDIT)
-def list_workflows(tx: Tx, caller: Caller, project: sqlite3.Row) -> list[shapes.Workflow]:
+def list_workflows(tx: Tx, caller: Caller, project: sqlite3.Row, *, after: str = "") -> list[shapes.Workflow]:
     """The project's workflows, by name."""
-    rows = tx.all("SELECT * FROM workflow WHERE project = ? AND deleted IS NULL ORDER BY name, id", (project["id"],))
-    return [workflow_shown(tx, row) for row in rows]
+    left = "project = ? AND deleted IS NULL AND name > ?"
+    rows = tx.execute(f"SELECT * FROM workflow WHERE {left} ORDER BY name", (project["id"], after))
+    return part_of(rows, functools.partial(workflow_shown, tx), lambda row: row["name"])
 
 
 @needs(EDIT, WORKFLOW, acts=True)

@@ -490,6 +490,27 @@ def test_a_long_list_of_who_has_access_is_whole_in_parts(site: Site, monkeypatch
     assert site.admin.get(f"/project/access_list/{project}").content == before.content
 
 
+@pytest.mark.parametrize("kind", ["template", "workflow"])
+def test_a_long_list_of_templates_or_workflows_is_whole_in_parts(
+    site: Site, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    project = site.admin.create_project()
+    names = [f"{number % 3} {'' if kind == 'template' else number}" for number in range(9)]  # some templates share one
+    made = {"project": project, "name": "first", "description": "x" * 1000}
+    start = site.admin.post("/template/create", made).json()["content"]["template"]["id"]
+    rest = {"description": "x" * 1000} if kind == "template" else {"start": start, "edges": []}
+    for name in names:
+        assert site.admin.post(f"/{kind}/create", {"project": project, "name": name, **rest}).status_code == 200
+    before = site.admin.get(f"/{kind}/list/{project}")
+    assert [one["name"] for one in before.json()["content"][f"{kind}s"] if one["name"] != "first"] == sorted(names)
+    read: list[int] = []
+    part_of = tracker.part_of
+    monkeypatch.setattr(tracker, "part_of", lambda *args: read.append(len(part := part_of(*args))) or part)
+    monkeypatch.setattr(tracker, "PART_ROWS", 2)
+    assert site.admin.get(f"/{kind}/list/{project}").content == before.content
+    assert len(read) >= 5 and max(read) == 2
+
+
 # ── All projects at once ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
