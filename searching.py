@@ -9,6 +9,7 @@ import sqlite3
 
 from writer import Tx
 
+FIRST = 1  # rows that a search for a text looks at first: one may have megabytes of it
 SCAN = 2000  # rows that one step looks at, at most
 MOST_FOUND = 2**19  # characters of the rows that are found at once, or one row: a recipe may have millions
 
@@ -33,10 +34,11 @@ def search(
 ) -> tuple[list[sqlite3.Row], int | None]:
     """Rows of a range of an index (`where`, by id) that match, and the id after which to go on (None: no more).
 
-    Looks at `limit` rows, then at twice as many, at last at SCAN at a time: so it can end in time however few match.
-    Finds no more once those that it has found have `room` characters.
+    Looks at `limit` rows (at FIRST where it looks for the text of `values`, which takes its time in long ones), then at
+    twice as many, at last at SCAN at a time: so it can end in time however few match. Finds no more once those that it
+    has found have `room` characters.
     """
-    scan = limit
+    scan = FIRST if values.get("text") else limit
     beyond, until, order = ("<", ">=", "DESC") if newest else (">", "<=", "ASC")
     found: list[sqlite3.Row] = []
     while True:

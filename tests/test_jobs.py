@@ -798,7 +798,7 @@ def test_templates_are_listed_by_name_without_those_that_were_deleted(queue: Job
     second, first, gone = (queue.create_template(name) for name in ("b", "a", "c"))
     queue.do(tracker.delete_template, queue.session, gone)
     listed = queue.do(tracker.list_templates, queue.session, queue.project)["templates"]
-    assert [template["id"] for template in listed] == [first, second]
+    assert [msgspec.json.decode(template)["id"] for template in listed] == [first, second]
 
 
 @pytest.mark.parametrize(
@@ -830,7 +830,7 @@ def test_templates_may_have_the_same_name(queue: Jobs) -> None:
     second = queue.create_template("x", api=True)
     queue.update_template(other, name="x")
     listed = queue.do(tracker.list_templates, queue.session, queue.project)["templates"]
-    assert [template["id"] for template in listed] == [first, other, second]
+    assert [msgspec.json.decode(template)["id"] for template in listed] == [first, other, second]
     assert queue.do(tracker.api_template, "x")["id"] == second
 
 

@@ -6,6 +6,7 @@ import pytest
 from conftest import Site
 from test_pages import Page, Tab
 
+import searching
 import tracker
 
 
@@ -97,6 +98,7 @@ def test_a_search_that_takes_long_says_how_many_it_has_looked_at(
     site: Site, project: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tracker, "SEARCH_TIME", 0)
+    monkeypatch.setattr(searching, "FIRST", 51)
     worker = site.create_worker(project)
     for number in range(200):
         worker.submit(project, f"page {number}")

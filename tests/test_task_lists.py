@@ -284,6 +284,7 @@ def test_a_search_that_takes_too_long_ends_early_and_goes_on(monkeypatch: pytest
     for number in range(1, 31):
         queue.submit("needle" if number == 25 else "hay")
     monkeypatch.setattr(searching, "SCAN", 10)
+    monkeypatch.setattr(searching, "FIRST", 10)
     assert [len(rows) for rows in each_page(queue, TaskFilter(text="needle"))] == [1]
     monkeypatch.setattr(tracker, "SEARCH_TIME", -1)
     assert [len(rows) for rows in each_page(queue, TaskFilter(text="needle"))] == [0, 0, 1, 0]
@@ -295,6 +296,14 @@ def test_few_long_tasks_are_read_at_once(priorities: Iterable[int]) -> None:
     for priority in priorities:
         queue.submit("x" * (searching.MOST_FOUND // 2), priority=priority)
     assert [len(rows) for rows in each_page(queue, TaskFilter())] == [2, 2, 2, 0]
+
+
+def test_a_search_looks_at_few_long_tasks_before_it_looks_at_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    queue = Queue()
+    for _ in range(30):
+        queue.submit("x" * 100_000)
+    monkeypatch.setattr(tracker, "SEARCH_TIME", -1)
+    assert queue.do(tracker.list_tasks, queue.session, queue.project, TaskFilter(text="needle"), "", 50) == ([], "0:1")
 
 
 def test_a_list_without_a_search_is_not_cut_short_by_the_time_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
