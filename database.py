@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hashlib
-import itertools
 import logging
 import math
 import os
@@ -30,7 +30,7 @@ from limits import Limits
 from meter import Meter
 from settings import Settings
 from space import Space
-from turns import Turns
+from turns import FairQueue, Turns, works_for
 from wal import Gate, TimeLimit, WalKeeper, too_long
 from writer import (
     NOT_STARTED,
@@ -244,7 +244,8 @@ class Database:
                 await undo.enter_async_context(ThreadedConnection(connector, 64))
                 for connector in (self._connect, *[self._connect_reader] * self.READERS)
             ]
-            self._readers = itertools.cycle([(reader, TimeLimit(reader.connection)) for reader in readers])
+            self._idle = [(reader, TimeLimit(reader.connection)) for reader in readers]
+            self._reading = FairQueue(self.READERS)
             self._gate = Gate()
             self._committer = Committer(
                 self._writer, self.clock, self.settings, self._queue.turn, self.limits, self.meter
@@ -350,23 +351,29 @@ class Database:
     async def read(self, function: Callable, *args: Any) -> Any:
         """Runs `function(tx, *args)` in a read-only transaction that sees one committed state.
 
+        READERS at a time, the others in turns by address: who asks for much makes nobody else wait for all of it.
         Refused (503) after READ_TIME: it must not keep the WAL from being checkpointed for ever.
         """
         if self._gate is None:
             raise TrackerError("unavailable", NOT_STARTED)
-        await self._gate.enter()
-        reader, limit = next(self._readers)
+        await self._reading.come(FairQueue.OTHER, works_for.get())
         try:
-            result = await reader.run(self._read, reader.connection, limit, function, args)
-        except asyncio.CancelledError:  # its thread goes on: whatever that is given next is done after it
-            asyncio.ensure_future(reader.run(int)).add_done_callback(self._gate.leave_after)
-            raise
+            await self._gate.enter()
         except BaseException:
-            self._gate.leave()
+            self._reading.pass_on()
             raise
-        self._gate.leave()
+        reader, limit = place = self._idle.pop()
+        read = asyncio.ensure_future(reader.run(self._read, reader.connection, limit, function, args))
+        read.add_done_callback(functools.partial(self._has_read, place))
+        result = await asyncio.shield(read)  # it goes on, whether or not anybody waits for it
         await self.turns()
         return result
+
+    def _has_read(self, place: tuple[ThreadedConnection, TimeLimit], read: asyncio.Future) -> None:
+        """The next one has its turn."""
+        self._idle.append(place)
+        self._gate.leave_after(read)
+        self._reading.pass_on()
 
     def _read(self, connection: sqlite3.Connection, limit: TimeLimit, function: Callable, args: tuple) -> Any:
         limit.begin()

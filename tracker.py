@@ -152,7 +152,7 @@ from errors import STATUS, MethodNotAllowed, TrackerError, as_raw, decode, encod
 from faults import fault
 from githook import SIGNATURE_HEADERS, check_known, check_signed, keys_for, receive_push, signed_with
 from joblog import add_job_line, add_job_lines, job_log, tell_what_was_dropped, what_drops
-from limits import Limit
+from limits import Limit, site_of
 from lines import MOST_REPORTED, LineTask, Upload, array_parts, take_pieces, tasks_of
 from logfile import kept_line, open_log_file
 from logs import (
@@ -174,7 +174,7 @@ from server import Aside, Incoming, Server, hand_out, held, plain_cycle, run_loo
 from settings import FIELDS, Settings
 from shapes import COUNT_COLUMNS, INT16_MAX, INT64_MAX, PROJECT_COLUMNS, Id, Manager, Project, Task, about
 from streams import Stream
-from turns import Turns
+from turns import Turns, works_for
 from waiting import Assigned, Polls, Waiters
 from warming import Warming
 from writer import UPTIME_INTERVAL, Tx, save_uptime, together
@@ -4438,6 +4438,7 @@ class Endpoint:
 
     async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
         call = self.kind(scope, receive, self.tracker)
+        works_for.set(site_of(call.source))
         try:
             if not self.by_secret:
                 call.guard(scope["method"] in ("GET", "HEAD") if self.reads is None else self.reads)

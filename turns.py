@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import contextvars
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -141,6 +142,11 @@ class Turns:
 
     def _note(self, now: float) -> None:
         self._began, self._begun = now, False
+
+
+# Whom the present task works for: an address, as limits.site_of has it; empty for the tracker itself, and for programs
+# on its machine.
+works_for: contextvars.ContextVar[str] = contextvars.ContextVar("works_for", default="")
 
 
 class FairQueue:

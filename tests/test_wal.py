@@ -9,6 +9,7 @@ import json
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from place import StillClock, running
 import callers
 import tracker
 import wal
+from turns import works_for
 
 MIB = 2**20
 ENDLESS = "WITH RECURSIVE number (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM number) SELECT max(n) FROM number"
@@ -143,9 +145,47 @@ def test_an_export_of_which_a_read_was_ended_goes_on_in_the_next(site: Site, mon
         return list_tasks(tx, caller, project, wanted, after, limit, *columns)
 
     monkeypatch.setattr(tracker, "list_tasks", slow)
+    monkeypatch.setattr(tracker, "PIECE_TASKS", 50)
     lines = site.admin.get(f"/ui/projects/{project}/export").text.splitlines()
     assert [json.loads(line)["recipe"] for line in lines] == [f"recipe {number}" for number in range(60)]
     assert len(ended) == 10
+
+
+def test_who_wants_many_reads_makes_others_wait_for_one_of_them(tmp_path: Path) -> None:
+    async def serve() -> None:
+        async with running(tmp_path / "x.db", StillClock()) as one:
+            release, order = threading.Event(), []
+
+            async def read(whose: str, name: str, function: Callable = lambda tx: None) -> None:
+                works_for.set(whose)
+                await one.db.read(function)
+                order.append(name)
+
+            busy = [asyncio.create_task(read("many", "", lambda tx: release.wait(60))) for _ in range(one.db.READERS)]
+            await asyncio.sleep(0)
+            many = [asyncio.create_task(read("many", f"many {number}")) for number in range(20)]
+            await asyncio.sleep(0)
+            other = asyncio.create_task(read("one", "one"))
+            await asyncio.sleep(0)
+            release.set()
+            await asyncio.gather(*busy, *many, other)
+            assert "one" in [name for name in order if name][: 1 + 2 * one.db.READERS]
+
+    asyncio.run(asyncio.wait_for(serve(), 60))
+
+
+def test_a_read_keeps_no_other_one_waiting_while_a_reader_is_idle(tmp_path: Path) -> None:
+    async def serve() -> None:
+        async with running(tmp_path / "x.db", StillClock()) as one:
+            release = threading.Event()
+            long = asyncio.create_task(one.db.read(lambda tx: release.wait(60)))
+            await asyncio.sleep(0)
+            for _ in range(5):
+                await one.db.read(lambda tx: None)
+            release.set()
+            await long
+
+    asyncio.run(asyncio.wait_for(serve(), 30))
 
 
 def test_a_read_whose_caller_has_gone_counts_until_it_has_ended(tmp_path: Path) -> None:
