@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import hashlib
 import logging
 import math
@@ -215,10 +214,36 @@ class Polite:
         return self.execute(sql, parameters)
 
 
+class Reader:
+    """A read-only connection on its thread, with the reads that it has been given."""
+
+    SHORT = 0.001  # seconds that most take
+
+    def __init__(self, thread: ThreadedConnection):
+        self.thread, self.limit = thread, TimeLimit(thread.connection)
+        self.given, self.since = 0, 0.0  # since when it is at the present one
+
+    def burden(self, now: float) -> float:
+        """How long the next one may have to wait, in seconds: who is at a long one already may be so for long."""
+        return self.given * self.SHORT + now - self.since if self.given else 0.0
+
+    def begin(self, read: Callable, *args: Any) -> asyncio.Future:
+        """Does one more, after those before it."""
+        self.given += 1
+        self.since = self.since if self.given > 1 else time.monotonic()
+        done = self.thread.begin(read, self.thread.connection, self.limit, *args)
+        done.add_done_callback(self._end)
+        return done
+
+    def _end(self, _: asyncio.Future) -> None:
+        self.given, self.since = self.given - 1, time.monotonic()
+
+
 class Database:
     """The SQLite file: a writer with group commit, read-only readers, and a lock that keeps a second server out."""
 
     READERS = 2
+    AHEAD = 2  # reads that each has been given: it goes on with the next while the event loop has other work
 
     def __init__(self, settings: Settings, clock: Clock, announce: Callable[[int, int], None] = lambda *_: None):
         self.settings, self.clock, self.limits = settings, clock, Limits(settings, clock.uptime)
@@ -244,8 +269,7 @@ class Database:
                 await undo.enter_async_context(ThreadedConnection(connector, 64))
                 for connector in (self._connect, *[self._connect_reader] * self.READERS)
             ]
-            self._idle = [(reader, TimeLimit(reader.connection)) for reader in readers]
-            self._reading = FairQueue(self.READERS)
+            self._readers, self._reading = list(map(Reader, readers)), FairQueue(self.AHEAD * self.READERS)
             self._gate = Gate()
             self._committer = Committer(
                 self._writer, self.clock, self.settings, self._queue.turn, self.limits, self.meter
@@ -351,7 +375,7 @@ class Database:
     async def read(self, function: Callable, *args: Any) -> Any:
         """Runs `function(tx, *args)` in a read-only transaction that sees one committed state.
 
-        READERS at a time, the others in turns by address: who asks for much makes nobody else wait for all of it.
+        A few at a time, the others in turns by address: who asks for much makes nobody else wait for all of it.
         Refused (503) after READ_TIME: it must not keep the WAL from being checkpointed for ever.
         """
         if self._gate is None:
@@ -362,16 +386,15 @@ class Database:
         except BaseException:
             self._reading.pass_on()
             raise
-        reader, limit = place = self._idle.pop()
-        read = asyncio.ensure_future(reader.run(self._read, reader.connection, limit, function, args))
-        read.add_done_callback(functools.partial(self._has_read, place))
+        now = time.monotonic()
+        read = min(self._readers, key=lambda reader: reader.burden(now)).begin(self._read, function, args)
+        read.add_done_callback(self._has_read)
         result = await asyncio.shield(read)  # it goes on, whether or not anybody waits for it
         await self.turns()
         return result
 
-    def _has_read(self, place: tuple[ThreadedConnection, TimeLimit], read: asyncio.Future) -> None:
+    def _has_read(self, read: asyncio.Future) -> None:
         """The next one has its turn."""
-        self._idle.append(place)
         self._gate.leave_after(read)
         self._reading.pass_on()
 

@@ -139,6 +139,12 @@ class ThreadedConnection(aiosqlite.Connection):
     async def run(self, function: Callable, *args: Any) -> Any:
         return await self._execute(function, *args)
 
+    def begin(self, function: Callable, *args: Any) -> asyncio.Future:
+        """The same at once, without a task: it is done when the thread has done it."""
+        future = asyncio.get_running_loop().create_future()
+        self._tx.put_nowait((future, functools.partial(function, *args)))
+        return future
+
 
 # One call
 
