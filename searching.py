@@ -64,3 +64,17 @@ def search(
 def text_size(row: sqlite3.Row) -> int:
     """The characters, or bytes, of its texts."""
     return sum(len(value) for value in row if isinstance(value, str | bytes))
+
+
+def few(tx: Tx, listed: str, values: dict) -> list[int]:
+    """The first ids of a list (SELECT id, recipe …) whose rows are to be changed in one statement.
+
+    Of long ones there are few: a row is written anew as a whole, and others wait for it.
+    """
+    ids, room = [], MOST_FOUND
+    for task, recipe in tx.execute(listed, values):
+        ids.append(task)
+        room -= len(recipe)
+        if room <= 0:
+            break
+    return ids

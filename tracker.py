@@ -169,7 +169,7 @@ from meter import counted
 from packing import pack
 from protocol import LONGEST_DIRECT, Direct, Fields
 from retention import PRUNE, prune, roll_tallies
-from searching import MOST_FOUND, contains, search, text_size
+from searching import MOST_FOUND, contains, few, search, text_size
 from server import Aside, Incoming, Server, hand_out, held, plain_cycle, run_loop, uvicorn_config, write_at_once
 from settings import FIELDS, Settings
 from shapes import COUNT_COLUMNS, INT16_MAX, INT64_MAX, PROJECT_COLUMNS, Id, Manager, Project, Task, about
@@ -2088,15 +2088,18 @@ def any_lease(tx: Tx) -> bool:
 @reads_no_counts
 def expire_tasks(tx: Tx) -> bool:
     """Takes tasks from workers that have held them past the deadline, as many as time allows. Whether more are left."""
-    overdue = "id IN (SELECT id FROM task WHERE deadline_uptime <= :uptime ORDER BY deadline_uptime LIMIT :limit)"
-    values = {"uptime": tx.uptime, "limit": STEP_TASKS}
-    while True:
-        record_end(tx, "expired", overdue, values)
-        tasks = find_assignments(tx, overdue, values, OF_PROJECT)
-        for task in tasks:
+    overdue = "SELECT id, recipe FROM task WHERE deadline_uptime <= :uptime ORDER BY deadline_uptime LIMIT :limit"
+    while tasks := few(tx, overdue, {"uptime": tx.uptime, "limit": STEP_TASKS}):
+        values = {"tasks": encode(tasks).decode()}
+        record_end(tx, "expired", THESE, values)
+        for task in find_assignments(tx, THESE, values, OF_PROJECT):
             lose_lease(tx, task) if task.job is None else expire_job(tx, task)
-        if len(tasks) < STEP_TASKS or tx.time_is_up():
-            return len(tasks) == STEP_TASKS
+        if tx.time_is_up():
+            return True
+    return False
+
+
+THESE = "id IN (SELECT value FROM json_each(:tasks))"
 
 
 def lose_lease(tx: Tx, task: Assignment) -> None:
@@ -2114,11 +2117,12 @@ def lose_lease(tx: Tx, task: Assignment) -> None:
 @reads_no_counts
 def wake_tasks(tx: Tx) -> bool:
     """Makes delayed tasks ready whose time has come, as many as time allows. Whether more are left."""
-    due = "id IN (SELECT id FROM task WHERE status = 3 AND not_before <= :now ORDER BY not_before LIMIT :limit)"
-    while True:
-        woken = make_ready(tx, due, {"now": tx.clock.trusted_unix(), "limit": STEP_TASKS}, "delayed")
-        if woken < STEP_TASKS or tx.time_is_up():
-            return woken == STEP_TASKS
+    due = "SELECT id, recipe FROM task WHERE status = 3 AND not_before <= :now ORDER BY not_before LIMIT :limit"
+    while tasks := few(tx, due, {"now": tx.clock.trusted_unix(), "limit": STEP_TASKS}):
+        make_ready(tx, THESE, {"tasks": encode(tasks).decode()}, "delayed")
+        if tx.time_is_up():
+            return True
+    return False
 
 
 # ── Jobs and templates ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -3480,7 +3484,7 @@ def apply_action(
     """Does what ACTIONS says to those of the tasks that it is meant for. How many tasks that changed."""
     values = {"tasks": encode(tasks).decode(), "project": project, "before": assigned_before, "priority": priority}
     # With the plus the tasks are looked up one by one. An index of the project would go through all that are assigned.
-    which = f"id IN (SELECT value FROM json_each(:tasks)) AND +project = :project AND {ACTIONS[action].which}"
+    which = f"{THESE} AND +project = :project AND {ACTIONS[action].which}"
     return ACTIONS[action].function(tx, which, values)
 
 
@@ -3876,7 +3880,7 @@ def step_action(tx: Tx, operation: dict[str, Any]) -> tuple[int, str | None]:
         STEP_TASKS,
         tx.STEP_SECONDS,
         operation["last_task"],
-        columns="id",
+        columns="id, recipe",  # of long ones that are few: see searching.few
     )
     tasks = [row["id"] for row in rows]
     affected = apply_action(
@@ -3889,9 +3893,10 @@ def step_hard_reset(tx: Tx, operation: dict[str, Any]) -> tuple[int, int | None]
     """Deletes some tasks of the project (cursor 0), then, when none is left, some of its kept hashes (cursor 1)."""
     values = {"project": operation["project"], "last": operation["last_task"], "limit": STEP_TASKS}
     for state in () if operation["cursor"] else TASK_STATES.values():
-        some = f"SELECT id FROM task WHERE project = :project AND {state.condition} AND id <= :last LIMIT :limit"
-        if deleted := delete_and_cancel(tx, f"id IN ({some})", values):
-            return deleted, 0
+        where = f"project = :project AND {state.condition} AND id <= :last"
+        left = f"SELECT id, recipe FROM task WHERE {where} LIMIT :limit"
+        if tasks := few(tx, left, values):
+            return delete_and_cancel(tx, THESE, {"tasks": encode(tasks).decode()}), 0
     hashes = tx.execute(
         "DELETE FROM kept_hash WHERE project = :project AND hash64 IN"
         " (SELECT hash64 FROM kept_hash WHERE project = :project LIMIT :limit)",

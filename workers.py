@@ -15,7 +15,8 @@ import pauses
 import shapes
 import tracker
 from callers import ADMIN, MAINTENANCE, SEES, Caller, needs
-from errors import TrackerError
+from errors import TrackerError, encode
+from searching import few
 from tracker import Call, Native, Reply, takes
 from writer import Tx
 
@@ -55,8 +56,8 @@ def remove_worker(tx: Tx, caller: Caller, worker: int) -> None:
 def put_back(tx: Tx, caller: Caller, worker: int) -> bool:
     """Puts back some of the tasks that the worker holds. At last it deletes it: whether that is done."""
     row = worker_to_delete(tx, caller, worker)
-    some = (
-        "id IN (SELECT id FROM task WHERE project = :project AND assignee = :worker AND assignee IS NOT NULL LIMIT 50)"
+    held = (
+        "SELECT id, recipe FROM task WHERE project = :project AND assignee = :worker AND assignee IS NOT NULL LIMIT 50"
     )
     while not tx.time_is_up():
         tx.counts.write(tx)
@@ -64,7 +65,8 @@ def put_back(tx: Tx, caller: Caller, worker: int) -> bool:
         if (tally := tx.one(holds, (row["id"],))) is None:
             remove_worker(tx, caller, row["id"])
             return True
-        if not tracker.requeue_tasks(tx, some, {"project": tally["project"], "worker": row["id"]}):
+        tasks = few(tx, held, {"project": tally["project"], "worker": row["id"]})
+        if not tracker.requeue_tasks(tx, tracker.THESE, {"tasks": encode(tasks).decode()}):
             raise TrackerError("internal", f"Worker {worker} holds a task that is not there")
     return False
 

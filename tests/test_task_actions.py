@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from place import Queue, StillClock, call, create_worker, finished, new_task, running
 from test_background import Prepared
 
+import searching
 import shapes
 import tracker
 from tracker import (
@@ -395,6 +396,30 @@ def test_how_many_tasks_are_to_be_expected_is_known_of_a_whole_list(queue: Queue
     begun = [queue.begin("delete", wanted) for wanted in (TaskFilter(state), TaskFilter(state, "recipe"))]
     shown = [queue.do(tracker.get_operation, queue.session, operation) for operation in begun]
     assert [row["expected"] for row in shown] == [len(tasks), None]
+
+
+LONG = {  # what changes tasks in pieces, and how many of three it leaves as they were after one
+    "hard_reset": (lambda queue: queue.do(tracker.begin_reset, queue.session, queue.project, "hard_reset"), "TRUE"),
+    "set_priority": (lambda queue: queue.begin("set_priority", TaskFilter(), 7), "priority <> 7"),
+    "expire": (tracker.expire_tasks, "assignee IS NOT NULL"),
+    "wake": (tracker.wake_tasks, "status = 3"),
+}
+
+
+@pytest.mark.parametrize("kind", LONG)
+def test_of_long_tasks_few_are_changed_in_one_piece(queue: Queue, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """Each is written anew as a whole, and a worker's call waits for the piece."""
+    long = new_task(queue.project, recipe="x" * searching.MOST_FOUND, max_assign_time=5)
+    tasks = [long._replace(due=-5.0 if kind == "wake" else None)] * 3
+    queue.do(tracker.insert_tasks, tasks, queue.project, False)
+    if kind == "expire":
+        for _ in tasks:
+            queue.assign()
+    queue.clock.now += 5
+    monkeypatch.setattr(tracker.Tx, "STEP_SECONDS", -1)  # the time is always up after one piece
+    begin, left = LONG[kind]
+    more = queue.do(begin) if kind in ("expire", "wake") else queue.do(tracker.step_operation, begin(queue)) is None
+    assert more and queue.do(lambda tx: tx.one(f"SELECT COUNT(*) FROM task WHERE {left}")[0]) == 2
 
 
 def test_a_hard_reset_is_expected_to_take_all_tasks(queue: Queue) -> None:
