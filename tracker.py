@@ -767,6 +767,7 @@ def register_manager(
 
 
 MOST_SESSIONS = 100  # of one manager
+WRONG_LOGIN = "Wrong username or password"
 
 
 def open_session(tx: Tx, manager: int) -> bytes:
@@ -795,11 +796,16 @@ def is_admin(tx: Tx, username: str) -> bool:
     return tx.one("SELECT 1 FROM manager WHERE username = ? AND tracker_admin", (username,)) is not None
 
 
-def accept_login(tx: Tx, manager: int, *attempt: str) -> tuple[Manager, bytes]:
-    """The password was right: opens a session, unless an admin has blocked or deleted the account meanwhile."""
+def accept_login(tx: Tx, manager: int, stored: str, *attempt: str) -> tuple[Manager, bytes]:
+    """The password was right by the `stored` hash: opens a session, unless that has been changed meanwhile (401).
+
+    Nor (403) if an admin has blocked or deleted the account: a password may wait for long to be looked at.
+    """
     row = tx.one("SELECT * FROM manager WHERE id = ?", (manager,))
     if row is None or row["blocked"]:
         raise TrackerError("forbidden", "An admin has blocked this account", "username")
+    if row["password_hash"] != stored:
+        raise TrackerError("unauthorized", WRONG_LOGIN)
     accept_attempt(tx, manager, Attempt(*attempt))
     return shaped(Manager, row), open_session(tx, manager)
 
@@ -5248,8 +5254,8 @@ async def authenticate_manager(call: Call, body: shapes.LoginBody) -> tuple[Mana
     with call.tracker.logins.taken(known, call.source, admin) as place:
         found = await call.tracker.db.write(count_login, *attempt)
         if not await place.hash(password_matches, body.password, found and found[1]):
-            raise TrackerError("unauthorized", "Wrong username or password")
-    return await call.tracker.db.write(accept_login, found[0], *attempt)
+            raise TrackerError("unauthorized", WRONG_LOGIN)
+    return await call.tracker.db.write(accept_login, *found, *attempt)
 
 
 async def change_password(call: Call, body: shapes.PasswordForm) -> bytes:

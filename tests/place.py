@@ -715,7 +715,7 @@ OPERATIONS: dict[str, Callable[[Place], Operation]] = {
     "receive a push": push,
     "register a manager": lambda p: (tracker.register_manager, ("new", "unused")),
     "begin a login": lambda p: (tracker.count_login, ("admin", "127.0.0.1")),
-    "finish a login": lambda p: (tracker.accept_login, (p.manager, "other", "127.0.0.1")),
+    "finish a login": lambda p: (tracker.accept_login, (p.manager, "unused", "other", "127.0.0.1")),
     "log out": lambda p: (tracker.end_session, (p.session,)),
     "promote": lambda p: (tracker.promote_manager, (p.session, p.manager)),
     "set a role": lambda p: (tracker.set_role, (p.session, p.first, shapes.RoleBody(manager=p.manager, role=3))),

@@ -911,7 +911,7 @@ def blocked(queue: Jobs) -> tuple:
     queue.create_manager("other")
     queue.connection.execute("UPDATE manager SET blocked = 1 WHERE id = 2")
     queue.do(tracker.count_login, "other", "192.0.2.1", "")
-    return tracker.accept_login, 2, "other", "192.0.2.1", ""
+    return tracker.accept_login, 2, "unused", "other", "192.0.2.1", ""
 
 
 def made_with(queue: Jobs, **fields: Any) -> tuple:

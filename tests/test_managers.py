@@ -669,6 +669,21 @@ def test_of_two_changes_of_a_password_at_once_one_succeeds(tmp_path: Path) -> No
     with_account(tmp_path / "x.db", main)
 
 
+def test_a_login_that_began_before_the_password_was_changed_opens_no_session_afterwards(tmp_path: Path) -> None:
+    """Its password waits to be looked at, for long in a crowd, and is the old one."""
+
+    async def main(one: tracker.Tracker, session: bytes) -> None:
+        attempt = "admin", "192.0.2.1"
+        manager, stored = await one.db.write(tracker.count_login, *attempt)
+        assert tracker.password_matches("password", stored)
+        await Browser(one, session).change("password", "another password")
+        with pytest.raises(tracker.TrackerError, match="Wrong username or password"):
+            await one.db.write(tracker.accept_login, manager, stored, *attempt)
+        assert await one.db.read(lambda tx: tx.one("SELECT COUNT(*) FROM session")[0]) == 1
+
+    with_account(tmp_path / "x.db", main)
+
+
 # ── Roles by name ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
