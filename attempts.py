@@ -52,6 +52,11 @@ def password_matches(password: str, stored: str | None) -> bool:
     return hmac.compare_digest(computed, stored_or_dummy) and stored is not None
 
 
+def stamp_of(stored: str) -> str:
+    """What tells a stored password from each other one, also of another account with the same words: salts differ."""
+    return hashlib.sha256(stored.encode()).hexdigest()[:16]
+
+
 # ── Logins ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 # Before the throttle begins: at an account from one address, by one browser, in its own sessions; from one address at

@@ -2392,7 +2392,7 @@ def entering(enter: Callable, form: type, says: str) -> Handler:
     async def handler(visit: Visit) -> Response:
         kept = kept_fields(visit.field("kept"))
         manager, session = await enter(visit, visit.form_as(form))
-        cookies = tracker.login_cookies(visit, manager, session)
+        cookies = await tracker.login_cookies(visit, session)
         if kept:
             visit.begun = session
             visit.__dict__.pop("token", None)
@@ -2429,7 +2429,7 @@ async def change_password_page(visit: Visit) -> Response:
     """Goes on with the only session that is left."""
     session = await tracker.change_password(visit, visit.form_as(shapes.PasswordForm))
     message = "The password is changed; all other logins are ended."
-    return visit.see("/ui/account", message, tracker.session_cookie(visit, session))
+    return visit.see("/ui/account", message, *await tracker.login_cookies(visit, session))
 
 
 @tracker.needs(ADMIN, acts=True)

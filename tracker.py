@@ -105,6 +105,7 @@ from attempts import (
     note_address,
     password_matches,
     sources_of,
+    stamp_of,
 )
 from callers import (
     ADMIN,
@@ -791,9 +792,19 @@ def count_login(tx: Tx, *attempt: str) -> tuple[int, str] | None:
     return (row["id"], row["password_hash"]) if row else None
 
 
-def is_admin(tx: Tx, username: str) -> bool:
-    """Whether the manager of that name is a tracker admin."""
-    return tx.one("SELECT 1 FROM manager WHERE username = ? AND tracker_admin", (username,)) is not None
+def is_marked(tx: Tx, username: str, mark: str) -> tuple[bool, bool]:
+    """Whether a browser's mark is of this account with its present password, and whether that is a tracker admin's."""
+    row = tx.one("SELECT password_hash, tracker_admin FROM manager WHERE username = ?", (username,))
+    if row is None or mark.partition(".")[2] != stamp_of(row["password_hash"]):
+        return False, False
+    return True, bool(row["tracker_admin"])
+
+
+def find_stamp(tx: Tx, session: bytes) -> tuple[str, str] | None:
+    """The name of the manager whose session this is, and the stamp of its password; None: it has ended."""
+    whose = "SELECT username, password_hash FROM manager WHERE id = (SELECT manager FROM session WHERE id_hash = ?)"
+    row = tx.one(whose, (digest(session),))
+    return row and (row["username"], stamp_of(row["password_hash"]))
 
 
 def accept_login(tx: Tx, manager: int, stored: str, *attempt: str) -> tuple[Manager, bytes]:
@@ -4369,7 +4380,10 @@ class Call(Incoming):
         return browsers.is_local(self.scope.get("client"), self.told())
 
     def known_browser(self, username: str) -> str:
-        """The mark of a browser that has logged in with this name before; empty: it has not."""
+        """The mark of a browser that has logged in with this name before, a dot, and the stamp of the password then.
+
+        Empty: it has not.
+        """
         for cookie in itertools.islice(self.own_cookies("-browser"), 5):
             with contextlib.suppress(itsdangerous.BadSignature):
                 name, _, mark = self.tracker.browser_signer.unsign(cookie).partition(b".")
@@ -5206,7 +5220,7 @@ async def register(call: Call) -> Reply:
     finds the name taken.
     """
     manager, session = await make_account(call, await call.json(shapes.RegisterBody, STRANGERS_BODY))
-    return Reply({"manager": manager}, headers=login_cookies(call, manager, session))
+    return Reply({"manager": manager}, headers=await login_cookies(call, session))
 
 
 async def make_account(call: Call, body: shapes.RegisterBody) -> tuple[Manager, bytes]:
@@ -5242,15 +5256,17 @@ async def login(call: Call) -> Reply:
     failures make the next attempt wait; those of strangers do not count for a browser or an address that is known.
     """
     manager, session = await authenticate_manager(call, await call.json(shapes.LoginBody, STRANGERS_BODY))
-    return Reply({"manager": manager}, headers=login_cookies(call, manager, session))
+    return Reply({"manager": manager}, headers=await login_cookies(call, session))
 
 
 async def authenticate_manager(call: Call, body: shapes.LoginBody) -> tuple[Manager, bytes]:
     """The manager and its new session. 401 for a wrong password or name, 429 after several, 503 where many come."""
     address = browsers.network_of(client_address(call))
-    attempt = Attempt(body.username, address, call.known_browser(body.username))
-    known = attempt.username.lower() if attempt.browser else ""
-    admin = known != "" and await call.tracker.db.read(is_admin, attempt.username)
+    browser, marked, admin = call.known_browser(body.username), False, False
+    if browser:
+        marked, admin = await call.tracker.db.read(is_marked, body.username, browser)
+    attempt = Attempt(body.username, address, browser if marked else "")
+    known = attempt.username.lower() if marked else ""
     with call.tracker.logins.taken(known, call.source, admin) as place:
         found = await call.tracker.db.write(count_login, *attempt)
         if not await place.hash(password_matches, body.password, found and found[1]):
@@ -5301,11 +5317,18 @@ def session_cookie(call: Call, session: bytes | None) -> tuple[bytes, bytes]:
 KNOWN_BROWSER = 86400 * 365  # seconds
 
 
-def login_cookies(call: Call, manager: Manager, session: bytes) -> list[tuple[bytes, bytes]]:
-    """What a login sets: the session, and a mark by which the browser is known afterwards, whoever else guesses."""
-    mark = call.known_browser(manager.username) or secrets.token_hex(16)
-    value = call.tracker.browser_signer.sign(f"{manager.username.lower().encode().hex()}.{mark}").decode()
-    return [session_cookie(call, session), cookie_header(call, "-browser", value, KNOWN_BROWSER)]
+async def login_cookies(call: Call, session: bytes) -> list[tuple[bytes, bytes]]:
+    """What a login sets: the session, and a mark by which the browser is known afterwards, whoever else guesses.
+
+    It is known as long as the account has this password: whoever knew an old one may have made any number of marks.
+    """
+    cookies = [session_cookie(call, session)]
+    if (found := await call.tracker.db.read(find_stamp, session)) is None:
+        return cookies
+    username, stamp = found
+    mark = call.known_browser(username).partition(".")[0] or secrets.token_hex(16)
+    value = call.tracker.browser_signer.sign(f"{username.lower().encode().hex()}.{mark}.{stamp}").decode()
+    return [*cookies, cookie_header(call, "-browser", value, KNOWN_BROWSER)]
 
 
 def cookie_header(call: Call, of: str, value: str, age: int) -> tuple[bytes, bytes]:

@@ -130,6 +130,34 @@ def test_a_browser_that_was_stolen_guesses_as_slowly_as_others(site: Site, owner
     assert login(again) == 200
 
 
+def change_password(http: httpx.Client, password: str, new_password: str) -> None:
+    token = http.get("/ui/account").text.partition('name="token" value="')[2].partition('"')[0]
+    fields = {"token": token, "password": password, "new_password": new_password}
+    assert http.post("/ui/account/password", data=fields).status_code == 303
+
+
+def test_marks_that_were_made_with_an_old_password_are_strangers_after_it_is_changed(
+    site: Site, owner: httpx.Client
+) -> None:
+    """Whoever knew it may have made any number of them, each with guesses of its own."""
+    thief = client(site.url)
+    assert (login(thief), login(owner)) == (200, 200)
+    change_password(owner, "password", "another password")
+    throttle(site, strangers())
+    assert login(thief, password="guess", address=ELSEWHERE) == 429
+    assert login(owner, password="another password", address=ELSEWHERE) == 200  # who has changed it is known
+
+
+def test_the_mark_of_a_deleted_account_is_not_one_of_the_next_account_with_its_name(
+    site: Site, owner: httpx.Client
+) -> None:
+    [(manager,)] = site.read("SELECT id FROM manager WHERE username = 'owner'")
+    assert site.admin.post(f"/manager/delete/{manager}").status_code == 204
+    assert client(site.url).post("/register", json={"username": "owner", "password": "password"}).status_code == 200
+    throttle(site, strangers())
+    assert login(owner, address=ELSEWHERE) == 429
+
+
 def test_the_mark_stays_the_same_and_survives_the_session(site: Site) -> None:
     http = site.create_manager("owner").http
     mark = http.cookies["tt-browser"]
