@@ -193,9 +193,9 @@ class Place(NamedTuple):
 class Places:
     """The places of those whose password is looked at, or waits for it: each takes a core for a moment.
 
-    Beside `most` for all, each manager whose browser or session is known has OWN, `most` of them together but for
-    admins: so neither a crowd of strangers nor other managers keep an admin out. An address has no more of those for
-    all than it leaves free.
+    Beside `most` for all, each manager whose browser or session is known has OWN, and as many from all addresses that
+    are known; `most` of them together but for admins: so neither a crowd of strangers nor other managers keep an admin
+    out. An address has no more of those for all than it leaves free.
 
     Strangers' are looked at when nobody else wants the processor: their guesses would make workers wait. Those of
     known managers have a part of it, or a crowd that keeps the only core busy would have each wait for 18 seconds.

@@ -792,12 +792,20 @@ def count_login(tx: Tx, *attempt: str) -> tuple[int, str] | None:
     return (row["id"], row["password_hash"]) if row else None
 
 
-def is_marked(tx: Tx, username: str, mark: str) -> tuple[bool, bool]:
-    """Whether a browser's mark is of this account with its present password, and whether that is a tracker admin's."""
-    row = tx.one("SELECT password_hash, tracker_admin FROM manager WHERE username = ?", (username,))
-    if row is None or mark.partition(".")[2] != stamp_of(row["password_hash"]):
-        return False, False
-    return True, bool(row["tracker_admin"])
+def find_known(tx: Tx, username: str, mark: str, address: str) -> tuple[bool, str, bool]:
+    """Whether a browser's mark is good, whose places for passwords may be taken, and whether a tracker admin is meant.
+
+    A mark is good while the account has the password it was made with. Who is known by the address alone has places
+    apart: others may be behind it. A stranger has none, and means no admin.
+    """
+    row = tx.one("SELECT id, password_hash, tracker_admin FROM manager WHERE username = ?", (username,))
+    if row is None:
+        return False, "", False
+    if mark and mark.partition(".")[2] == stamp_of(row["password_hash"]):
+        return True, username.lower(), bool(row["tracker_admin"])
+    if tx.one("SELECT 1 FROM login_address WHERE manager = ? AND address = ?", (row["id"], address)):
+        return False, f"{username.lower()} by address", bool(row["tracker_admin"])
+    return False, "", False
 
 
 def find_stamp(tx: Tx, session: bytes) -> tuple[str, str] | None:
@@ -5262,11 +5270,9 @@ async def login(call: Call) -> Reply:
 async def authenticate_manager(call: Call, body: shapes.LoginBody) -> tuple[Manager, bytes]:
     """The manager and its new session. 401 for a wrong password or name, 429 after several, 503 where many come."""
     address = browsers.network_of(client_address(call))
-    browser, marked, admin = call.known_browser(body.username), False, False
-    if browser:
-        marked, admin = await call.tracker.db.read(is_marked, body.username, browser)
-    attempt = Attempt(body.username, address, browser if marked else "")
-    known = attempt.username.lower() if marked else ""
+    mark = call.known_browser(body.username)
+    marked, known, admin = await call.tracker.db.read(find_known, body.username, mark, address)
+    attempt = Attempt(body.username, address, mark if marked else "")
     with call.tracker.logins.taken(known, call.source, admin) as place:
         found = await call.tracker.db.write(count_login, *attempt)
         if not await place.hash(password_matches, body.password, found and found[1]):

@@ -217,8 +217,9 @@ def hashing_waits(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None
     go_on.set()
 
 
-def test_more_logins_than_places_are_refused_and_a_known_browser_still_has_one(
-    make_site: Callable[..., Site], request: pytest.FixtureRequest, caplog: Any
+@pytest.mark.parametrize("by", ["browser", "address"])
+def test_more_logins_than_places_are_refused_and_who_is_known_still_has_one(
+    by: str, make_site: Callable[..., Site], request: pytest.FixtureRequest, caplog: Any
 ) -> None:
     site = make_site(max_logins=3)
     owner = dict(site.admin.http.cookies)
@@ -241,9 +242,10 @@ def test_more_logins_than_places_are_refused_and_a_known_browser_still_has_one(
             assert [answer.status_code for answer in refused] == [503, 503]
             assert caplog.text.count("(max_logins)") == 1
             assert "max_logins" in refused[0].json()["message"] and refused[0].headers["Retry-After"] == "3"
-            cookies = {"Cookie": f"tt-browser={owner['tt-browser']}"}
+            marked = {"Cookie": f"tt-browser={owner['tt-browser']}", "X-Forwarded-For": "203.0.113.9"}
             body = {"username": "admin", "password": "password"}
-            known = asyncio.create_task(http.post("/login", json=body, headers=cookies))
+            headers = marked if by == "browser" else {}  # that of the admin's first login
+            known = asyncio.create_task(http.post("/login", json=body, headers=headers))
             await asyncio.sleep(0.2)
             assert not known.done()
             go_on()
