@@ -148,7 +148,7 @@ class Settings(shapes.Shape, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         shapes.Count,
         "So many logins and registrations at once may have their passwords looked at, or wait for it, from one address"
         " no more than it leaves free; more are refused (503). A manager whose browser has logged in before has two of"
-        " its own.",
+        " its own, and so has one at an address from which it has.",
     ] = 32
     hsts: Annotated[
         int,
