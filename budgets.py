@@ -21,6 +21,7 @@ import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
+import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
 import pauses
@@ -187,15 +188,53 @@ def check_room(tx: Tx, size: int, project: int | None = None, maker: int | None 
         raise tx.limits.refusal("max_untrusted_projects", problem)
 
 
-def check_room_in(tx: Tx, project: int, size: int) -> None:
-    """The same for something in a project that may be trusted. 404 for one that was deleted, 423 if it is archived."""
+def check_length(tx: Tx, size: int, field: str = "recipe") -> None:
+    """Refuses (too_large) so long a task or job of a project that is not trusted.
+
+    Its row is written anew as a whole each time that it moves, and everybody waits for that.
+    """
+    if size > 1024 * tx.settings.max_untrusted_text:
+        problem = (
+            f"{size:,} bytes are too many in a project that no tracker admin trusts; one can mark yours as trusted"
+        )
+        refusal = tx.limits.refusal("max_untrusted_text", problem, "too_large")
+        raise TrackerError(refusal.code, refusal.problem, field)
+
+
+def check_tasks(tx: Tx, tasks: Sequence[Task], project: int) -> None:
+    """Refuses tasks of which one is too long, or all together too large, for a project that is not trusted."""
+    weights = [task_weight(task.recipe, task.verification_count) for task in tasks]
+    check_length(tx, max(weights))
+    check_room(tx, sum(weights), project)
+
+
+def longest_text(pieces: Iterable[bytes]) -> int:
+    """The bytes of the longest text in tasks that are to be stored, as they are staged."""
+    staged = (msgspec.json.decode(piece) for piece in pieces if piece.startswith(b"["))  # of an import all else is {
+    return max((text_size([value]) for tasks in staged for task in tasks for value in task), default=0)
+
+
+def check_room_in(tx: Tx, project: int, size: int, field: str = "recipe", many: bool = False) -> None:
+    """The same for something in a project that may be trusted. 404 for one that was deleted, 423 if it is archived.
+
+    `many`: of whose lengths each has been looked at.
+    """
     row = tx.one("SELECT trusted, archived FROM project WHERE id = ?", (project,))
     if row is None:
         raise TrackerError("not_found", f"No project {project}")
     if row["archived"]:
         raise is_archived(project)
     if not row["trusted"]:
+        if not many:
+            check_length(tx, size, field)
         check_room(tx, size, project)
+
+
+def check_pieces(tx: Tx, project: int, pieces: Sequence[bytes], size: int) -> None:
+    """The same for tasks that are staged in pieces, of so many bytes together."""
+    if not is_trusted(tx, project):
+        check_length(tx, longest_text(pieces))
+    check_room_in(tx, project, size, many=True)
 
 
 def is_archived(project: int) -> TrackerError:
@@ -234,6 +273,13 @@ def what_drops_job_lines(tx: Tx, project: int, entries: Sequence[TaskEntry], wor
     if is_trusted(tx, project) or has_room(tx, size, project) or tx.limits.beyond("max_untrusted_projects"):
         return ""
     return "max_untrusted_projects"
+
+
+class Task(Protocol):
+    """A task that is to be stored."""
+
+    recipe: str
+    verification_count: int
 
 
 class Bringer(Protocol):

@@ -18,7 +18,7 @@ import hashlib
 import sqlite3
 from array import array
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Annotated, Any, BinaryIO, Literal
 
 import msgspec
@@ -552,10 +552,11 @@ def next_project(tx: Tx) -> int:
     return 1
 
 
-def hold(tx: Tx, operation: int, size: int, weight: int = 0) -> None:
+def hold(tx: Tx, operation: int, size: int, weight: int = 0, some: Sequence[bytes] = ()) -> None:
     """So many bytes more of an import count for the budget of projects that nobody trusts. 503 when it is full.
 
-    And so when it has no room for what becomes of all that has come (`weight`), which may be much more.
+    And so when it has no room for what becomes of all that has come (`weight`), which may be much more. Refuses, too,
+    what is too long for such a project.
 
     A trigger gives back what an import held that was not accepted.
     """
@@ -563,6 +564,7 @@ def hold(tx: Tx, operation: int, size: int, weight: int = 0) -> None:
     coming = msgspec.json.decode(row["wanted"], type=Coming)
     if coming.trusted:
         return
+    budgets.check_length(tx, budgets.longest_text(some), "file")
     more = max(size, budgets.PROJECT_SIZE + weight - coming.size)
     budgets.check_room(tx, more, maker=row["manager"])
     coming.size += size
@@ -576,7 +578,7 @@ PIECE_WEIGHT = 12_000  # besides its bytes: schema.sql counts the same
 def add_pieces(tx: Tx, operation: int, first: int, some: list[bytes], weight: int) -> None:
     """Stages some pieces, the first of which has this number. With those before they will weigh so much."""
     tx.limits.check_disk()
-    hold(tx, operation, sum(PIECE_WEIGHT + len(piece) for piece in some), weight)
+    hold(tx, operation, sum(PIECE_WEIGHT + len(piece) for piece in some), weight, some)
     for number, piece in enumerate(some, first):
         tracker.add_bulk_piece(tx, operation, number, piece)
 

@@ -136,6 +136,11 @@ class Settings(shapes.Shape, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         "Most that all projects hold together that managers made whom no tracker admin trusts, in MiB, with 4 MiB for"
         " each; the last quarter is for addresses whose managers' projects are no larger together.",
     ] = 1024
+    max_untrusted_text: Annotated[
+        shapes.Count,
+        "Longest task, and most that a job is given, in projects that no tracker admin trusts, in KiB: each is written"
+        " anew whenever it moves, and everybody waits for that.",
+    ] = 256
     public_logs: Annotated[
         bool,
         "Whether anybody may read the logs, but for lines of hidden projects. Otherwise managers do in whose projects"

@@ -1206,7 +1206,7 @@ def submit_task(tx: Tx, credentials: WorkerCredentials, task: NewTask) -> None:
     """Adds a task to its project's queue. 409 when a live task of the project has its hash."""
     project = submitter(tx, credentials, task.project)
     if not project.trusted:
-        budgets.check_room(tx, budgets.task_weight(task.recipe, task.verification_count), project.id)
+        budgets.check_tasks(tx, [task], project.id)
     if not insert_task(tx, task, project.keep_hashes, project.trusted):
         raise TrackerError("conflict", "There is a task with this hash64 or unique_string already")
     charge_submit(tx, project, 1)
@@ -1283,8 +1283,7 @@ def submit_tasks(tx: Tx, credentials: WorkerCredentials, tasks: list[NewTask]) -
     """A bulk submit small enough for one transaction. Existing duplicates are skipped, the rest is stored."""
     project = submitter(tx, credentials, tasks[0].project)
     if not project.trusted:
-        weights = [budgets.task_weight(task.recipe, task.verification_count) for task in tasks]
-        budgets.check_room(tx, sum(weights), project.id)
+        budgets.check_tasks(tx, tasks, project.id)
     stored = insert_tasks(tx, tasks, project.id, project.keep_hashes, project.trusted)
     charge_submit(tx, project, len(tasks))
     return shapes.BulkSubmitted(stored, len(tasks) - stored)
@@ -2303,7 +2302,7 @@ def checked_template(
     """
     if not promised:
         tx.limits.check_disk()
-        budgets.check_room_in(tx, project, len(encode(body)))
+        budgets.check_room_in(tx, project, len(encode(body)), many=True)  # its script is stored apart
     given = {name: value for name, value in msgspec.structs.asdict(body).items() if value is not UNSET}
     given.pop("project", None)
     for name in given.keys() & {"variables", "arguments", "env"}:
@@ -2623,7 +2622,7 @@ def insert_job_alone(tx: Tx, columns: dict[str, Any]) -> sqlite3.Row:
     """Stores a job that has no task. Of all jobs only a workflow's steps are taken when the disk is nearly full."""
     if columns.get("workflow_job") is None:
         tx.limits.check_disk()
-    budgets.check_room_in(tx, columns["project"], budgets.text_size(columns.values()))
+    budgets.check_room_in(tx, columns["project"], budgets.text_size(columns.values()), "job")
     tx.execute(NOTE_SET_BACK, (tx.now,))
     row = tx.insert("job", {**columns, "token": new_token(), "created": tx.now, "updated": tx.now})
     job_happens(tx, "made", row)
@@ -3217,7 +3216,7 @@ def run_workflow(
             "invalid", f"a workflow takes at most {MOST_GIVEN:,} characters of them", "variables, arguments"
         )
     step = step_columns(tx, start, columns["variables"], arguments)
-    budgets.check_room_in(tx, step["project"], budgets.text_size([*columns.values(), *step.values()]))
+    budgets.check_room_in(tx, step["project"], budgets.text_size([*columns.values(), *step.values()]), many=True)
     run = insert_job_alone(tx, {**columns, **by})
     insert_job(tx, {**step, "workflow_job": run["id"]})
     return run
@@ -3603,7 +3602,7 @@ def add_bulk_piece(tx: Tx, operation: int, number: int, tasks: bytes) -> None:
 
 def add_bulk_pieces(tx: Tx, operation: int, first: int, pieces: list[bytes]) -> None:
     row = tx.one("SELECT project FROM operation WHERE id = ?", (operation,))
-    budgets.check_room_in(tx, row["project"], sum(BULK_TASKS * budgets.TASK_SIZE + len(tasks) for tasks in pieces))
+    budgets.check_pieces(tx, row["project"], pieces, sum(BULK_TASKS * budgets.TASK_SIZE + len(one) for one in pieces))
     for number, tasks in enumerate(pieces, first):
         add_bulk_piece(tx, operation, number, tasks)
 

@@ -1173,7 +1173,7 @@ def as_manager(house: House) -> httpx.Response:
 
 
 def trigger(house: House) -> httpx.Response:
-    return house.owner.post("/template/trigger/1", {"variables": {"a": "x" * 300_000}})
+    return house.owner.post("/template/trigger/1", {"variables": {"a": "x" * 120_000}})
 
 
 def create_another(house: House) -> httpx.Response:
@@ -1188,6 +1188,41 @@ def test_no_other_way_into_the_project_is_larger(house: House, way: Callable[[Ho
     before = house.size
     check_refused(way(house))
     assert house.size == before
+
+
+LONG = "x" * (256 * 1024 + 1)
+
+
+def submit_in_bulk(house: House, count: int) -> httpx.Response:
+    recipes = [*["x"] * (count - 1), LONG]
+    return house.worker.bulk_submit([{"project": house.project, "recipe": recipe} for recipe in recipes])
+
+
+def submit_lines(house: House) -> httpx.Response:
+    return house.worker.http.post(f"/task/submit_lines/{house.project}", content=b"x\n" + LONG.encode())
+
+
+LONG_WAYS: dict[str, Callable[[House], httpx.Response]] = {
+    "submit": lambda house: house.worker.submit(house.project, LONG),
+    "bulk": lambda house: submit_in_bulk(house, 2),
+    "large bulk": lambda house: submit_in_bulk(house, 600),
+    "lines": submit_lines,
+    "trigger": lambda house: house.owner.post("/template/trigger/1", {"variables": {"a": LONG}}),
+}
+
+
+@pytest.mark.parametrize("way", LONG_WAYS)
+def test_a_task_of_a_project_that_nobody_trusts_has_a_length(make_site: Callable[..., Site], way: str) -> None:
+    """It is written anew whenever it moves, and every worker waits for that."""
+    house = House(make_site())
+    template = {"project": house.project, "name": "small", "undeclared": True}
+    assert house.owner.post("/template/create", template).status_code == 200
+    before = house.size
+    answer = LONG_WAYS[way](house)
+    assert answer.status_code == 413 and "(setting max_untrusted_text)" in answer.json()["message"], answer.text
+    assert answer.json()["field"] == ("job" if way == "trigger" else "recipe") and house.size == before
+    house.site.admin.post(f"/project/trust/{house.project}")
+    assert LONG_WAYS[way](house).status_code == 200
 
 
 def test_a_bulk_submit_of_a_stranger_is_no_larger_than_other_bodies(make_site: Callable[..., Site]) -> None:
@@ -1277,7 +1312,7 @@ def test_one_site_of_ipv6_leaves_others_room_from_however_many_of_its_networks_i
 
 
 def test_one_address_leaves_others_room_with_whatever_it_fills_its_project(make_site: Callable[..., Site]) -> None:
-    house = House(make_site(max_untrusted_projects=24))
+    house = House(make_site(max_untrusted_projects=24, max_untrusted_text=4096))
     sizes = [2_000_000] * 6 + [1_000_000] * 10
     answers = [house.worker.submit(house.project, "x" * size).status_code for size in sizes]
     assert set(answers) == {200, 503} and 17 * MIB < house.total <= 18 * MIB

@@ -429,6 +429,14 @@ def test_what_nobody_trusts_has_room_for_what_becomes_of_the_file(
     assert imported(site.admin, sealed(HEADER, BARE, *lines))
 
 
+def test_what_nobody_trusts_has_no_long_tasks_by_a_file_either(site: Site) -> None:
+    file = sealed(HEADER, BARE, TASK, {**TASK, "recipe": "x" * 300_000})
+    answer = send(site.create_manager(), file)
+    assert answer.status_code == 413 and "(setting max_untrusted_text)" in answer.text
+    check_file(site)
+    assert imported(site.admin, file)
+
+
 def test_templates_come_though_the_project_is_archived_meanwhile(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of an import that was accepted comes, as do those where there is no room on the disk any more."""
     go_on = threading.Event()
