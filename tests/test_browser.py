@@ -25,6 +25,7 @@ import pytest
 from conftest import MovedClock, Site, Worker, wait_until
 from testflinger_doubles import HAgent, HClient, Phase, SAgent, SClient, pack
 
+import searching
 import tracker
 
 pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install playwright")
@@ -576,6 +577,7 @@ def test_a_search_goes_on_by_itself_until_a_page_is_full_or_all_are_looked_at(
     week: Week, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tracker, "SEARCH_TIME", 0)
+    monkeypatch.setattr(searching, "FIRST", 50)
     tab = week.tab()
     page = tab.open(week.project("parliaments", "/tasks?text=viaduct%2F1"))
     expect(page.locator("#search-on")).to_have_count(0)
@@ -585,6 +587,7 @@ def test_a_search_goes_on_by_itself_until_a_page_is_full_or_all_are_looked_at(
     expect(page.locator("#tasks tbody tr")).to_have_count(count)
     assert 2 < count < 50
     monkeypatch.setattr(tracker, "SEARCH_TIME", 0)
+    monkeypatch.setattr(searching, "FIRST", 50)
     tab.open(week.project("parliaments", "/tasks?state=all&text=nothing+like+this"))
     expect(page.get_by_text("No task like this")).to_be_visible()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 from place import Jobs
 
@@ -401,7 +402,7 @@ def test_a_workflow_is_made_changed_listed_and_deleted(queue: Jobs, build: int) 
     assert shown(queue, workflow) == {**common, "name": "new", "start": other, "edges": [edge]}
     queue.do(tracker.update_workflow, queue.session, workflow, WorkflowBody(edges=[]))
     listed = queue.do(tracker.list_workflows, queue.session, queue.project)["workflows"]
-    assert listed == [{**common, "name": "new", "start": other, "edges": []}]
+    assert [msgspec.json.decode(one) for one in listed] == [{**common, "name": "new", "start": other, "edges": []}]
     queue.do(tracker.delete_workflow, queue.session, workflow)
     assert queue.do(tracker.list_workflows, queue.session, queue.project) == {"workflows": []}
     refusal = queue.refusal(tracker.trigger_workflow, queue.session, workflow, TriggerBody())
