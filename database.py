@@ -229,10 +229,10 @@ class Reader:
 
     def begin(self, read: Callable, *args: Any) -> asyncio.Future:
         """Does one more, after those before it."""
-        self.given += 1
-        self.since = self.since if self.given > 1 else time.monotonic()
         done = self.thread.begin(read, self.thread.connection, self.limit, *args)
         done.add_done_callback(self._end)
+        self.given += 1
+        self.since = self.since if self.given > 1 else time.monotonic()
         return done
 
     def _end(self, _: asyncio.Future) -> None:
@@ -387,7 +387,12 @@ class Database:
             self._reading.pass_on()
             raise
         now = time.monotonic()
-        read = min(self._readers, key=lambda reader: reader.burden(now)).begin(self._read, function, args)
+        try:
+            read = min(self._readers, key=lambda reader: reader.burden(now)).begin(self._read, function, args)
+        except BaseException:  # it is closed
+            self._gate.leave()
+            self._reading.pass_on()
+            raise
         read.add_done_callback(self._has_read)
         result = await asyncio.shield(read)  # it goes on, whether or not anybody waits for it
         await self.turns()

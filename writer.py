@@ -140,7 +140,9 @@ class ThreadedConnection(aiosqlite.Connection):
         return await self._execute(function, *args)
 
     def begin(self, function: Callable, *args: Any) -> asyncio.Future:
-        """The same at once, without a task: it is done when the thread has done it."""
+        """The same at once, without a task: it is done when the thread has done it. ValueError when that has ended."""
+        if not self._running:
+            raise ValueError("Connection closed")
         future = asyncio.get_running_loop().create_future()
         self._tx.put_nowait((future, functools.partial(function, *args)))
         return future

@@ -174,6 +174,17 @@ def test_who_wants_many_reads_makes_others_wait_for_one_of_them(tmp_path: Path) 
     asyncio.run(asyncio.wait_for(serve(), 60))
 
 
+def test_who_reads_when_all_is_closed_is_told_so_and_does_not_wait_for_ever(tmp_path: Path) -> None:
+    async def serve() -> None:
+        async with running(tmp_path / "x.db", StillClock()) as one:
+            pass
+        for _ in range(10):
+            with pytest.raises(ValueError, match=r"closed|no active connection"):
+                await asyncio.wait_for(one.db.read(lambda tx: None), 10)
+
+    asyncio.run(serve())
+
+
 def test_a_read_keeps_no_other_one_waiting_while_a_reader_is_idle(tmp_path: Path) -> None:
     async def serve() -> None:
         async with running(tmp_path / "x.db", StillClock()) as one:
