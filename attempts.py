@@ -52,9 +52,9 @@ def password_matches(password: str, stored: str | None) -> bool:
     return hmac.compare_digest(computed, stored_or_dummy) and stored is not None
 
 
-def stamp_of(stored: str) -> str:
-    """What tells a stored password from each other one, also of another account with the same words: salts differ."""
-    return hashlib.sha256(stored.encode()).hexdigest()[:16]
+def stamp_of(text: str) -> str:
+    """What tells a text from each other one; a stored password also from another of the same words, as salts differ."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 # ── Logins ────────────────────────────────────────────────────────────────────────────────────────────────────────────

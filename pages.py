@@ -17,7 +17,6 @@ import asyncio
 import base64
 import contextlib
 import functools
-import hashlib
 import hmac
 import inspect
 import io
@@ -1142,7 +1141,7 @@ def save_settings(tx: Tx, caller: Caller, project: sqlite3.Row, body: SettingsFo
 
 
 class SecretForm(shapes.SecretBody):
-    """A project's secret, with the mark of the one that the form showed."""
+    """A project's secret, with the stamp of the one that the form showed."""
 
     shown: str = ""
 
@@ -1153,14 +1152,9 @@ class WebhookSecretForm(shapes.WebhookSecretBody):
     shown: str = ""
 
 
-def mark_of(text: str) -> str:
-    """What tells a text from what it was."""
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
 def refuse_changed(shown: str, now: str, wanted: str, field: str) -> None:
-    """Refuses (conflict) to take the place of a text whose mark is not the one that was shown, if one was."""
-    if shown and shown != mark_of(now) and wanted != now:
+    """Refuses (conflict) to take the place of a text whose stamp is not the one that was shown, if one was."""
+    if shown and shown != tracker.stamp_of(now) and wanted != now:
         raise TrackerError("conflict", CHANGED_SINCE, field)
 
 
@@ -1215,7 +1209,7 @@ def edit_values(tx: Tx, caller: Caller, project: sqlite3.Row) -> dict[str, Any]:
         "may_delete": deletion.may_delete(caller, project),
         "hook": hook,
         "hook_shown": hook_shown(hook),
-        "mark_of": mark_of,
+        "stamp_of": tracker.stamp_of,
     }
 
 
@@ -1809,7 +1803,7 @@ def create_template_by_form(tx: Tx, caller: Caller, project: sqlite3.Row, body: 
 def state_of_template(template: sqlite3.Row | dict[str, Any]) -> str:
     """What tells a template as it is now from what it was, or becomes; of its key and secret it tells nothing."""
     told = [template[name] for name in ("name", *tracker.NEW_TEMPLATE) if name != "key_hash"]
-    return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
+    return tracker.stamp_of(repr(told))
 
 
 @tracker.needs(EDIT, tracker.TEMPLATE)

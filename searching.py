@@ -1,6 +1,8 @@
 """Rows of a list that match, found in little time and memory however many there are, and however long they are.
 
-search ─► as many rows as may be looked at ─► those that match ─► and on, until it is enough, or too long
+    search ─► as many rows as may be looked at ─► those that match ─► and on, until it is enough, or too long
+
+A place in a list is the id of its last row. Nothing here knows what a row is.
 """
 
 from __future__ import annotations

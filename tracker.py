@@ -3216,6 +3216,7 @@ def run_workflow(
             "invalid", f"a workflow takes at most {MOST_GIVEN:,} characters of them", "variables, arguments"
         )
     step = step_columns(tx, start, columns["variables"], arguments)
+    budgets.check_room_in(tx, step["project"], budgets.text_size(step.values()), "job")
     budgets.check_room_in(tx, step["project"], budgets.text_size([*columns.values(), *step.values()]), many=True)
     run = insert_job_alone(tx, {**columns, **by})
     insert_job(tx, {**step, "workflow_job": run["id"]})

@@ -1225,6 +1225,17 @@ def test_a_task_of_a_project_that_nobody_trusts_has_a_length(make_site: Callable
     assert LONG_WAYS[way](house).status_code == 200
 
 
+def test_a_workflow_whose_first_step_is_too_long_is_not_begun(make_site: Callable[..., Site]) -> None:
+    house = House(make_site())
+    made = {"project": house.project, "name": "long", "variables": [{"name": "a", "value": LONG}]}
+    template = house.owner.post("/template/create", made).json()["content"]["template"]["id"]
+    body = {"project": house.project, "name": "w", "start": template, "edges": []}
+    workflow = house.owner.post("/workflow/create", body).json()["content"]["workflow"]["id"]
+    answer = house.owner.post(f"/workflow/trigger/{workflow}", {})
+    assert answer.status_code == 413 and "(setting max_untrusted_text)" in answer.json()["message"], answer.text
+    assert house.site.read("SELECT * FROM job") == []
+
+
 def test_a_bulk_submit_of_a_stranger_is_no_larger_than_other_bodies(make_site: Callable[..., Site]) -> None:
     house = House(make_site(max_body=64))
     assert house.worker.bulk_submit([{"project": house.project, "recipe": "x" * 1000}] * 100).status_code == 413
